@@ -1,0 +1,1 @@
+"""Configurations of runs: every file defines get_config()."""

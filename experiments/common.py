@@ -1,0 +1,51 @@
+"""What the command-line programs share: quiet logs, and errors in one line."""
+
+import contextlib
+import logging
+import pathlib
+import platform
+import sys
+from collections.abc import Iterator
+
+
+def set_up_logging() -> None:
+    """Shows the project's own log lines, and only warnings of everybody else's."""
+    from absl import logging as absl_logging
+
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    own = logging.getLogger("ssm_jax")
+    own.setLevel(logging.INFO)
+    own.propagate = False
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    own.handlers = [handler]
+
+
+def use_compilation_cache(folder: str) -> None:
+    """Keeps compiled programs, so that a run started again is training within seconds.
+
+    A user's own setting (JAX_COMPILATION_CACHE_DIR) goes first.
+
+    Args:
+      folder: where prepared data are kept. Machines that share it keep apart.
+    """
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        cache = pathlib.Path(folder).expanduser().absolute() / "compiled" / platform.node()
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+
+
+@contextlib.contextmanager
+def one_line_errors(*kinds: type[BaseException]) -> Iterator[None]:
+    """Ends the program with the message instead of a traceback for errors a user can mend.
+
+    Args:
+      *kinds: the exceptions this is done for.
+    """
+    try:
+        yield
+    except kinds as error:
+        sys.exit(f"error: {str(error) or type(error).__name__}")

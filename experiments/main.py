@@ -1,0 +1,58 @@
+"""Trains a model from scratch, evaluates it, and keeps checkpoints.
+
+Started again with the same working directory, it goes on where it was. Ctrl-C (or SIGTERM) saves
+and ends; a second one ends at once. The working directory receives metrics.json (the latest
+evaluation), metrics.jsonl (all of the run), TensorBoard events, checkpoints, and overlays (pictures
+of a few test slices).
+
+Examples:
+
+    python -m experiments.main --config=configs/demo.py
+    python -m experiments.main --config=configs/scratch_r18.py --workdir=runs/first \\
+        --config.train.learning_rate=1e-4 --config.seed=1
+    python -m experiments.main --config=configs/scratch_r18.py \\
+        --config.data.seg_dir=DATA/ct_lesion_seg --config.data.cls_dir=DATA/ct_classes
+"""
+
+import pathlib
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments import common
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "File with get_config(); --config.a.b=value overrides a field of it."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; default runs/<name of the config file>."
+)
+flags.mark_flag_as_required("config")
+
+
+def config_name() -> str:
+    """The name of the config file, from the command line: "demo" for configs/demo.py."""
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    return pathlib.Path(path.split(":")[0]).stem
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Reads the command line; a missing file or field of the configuration ends it in one line."""
+    with common.one_line_errors(AttributeError, OSError):
+        return app.parse_flags_with_usage(argv)
+
+
+def main(argv: list[str]) -> None:
+    """The program."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
+    common.set_up_logging()
+    from ssm_jax.training.loop import TrainingError, train
+
+    with common.one_line_errors(ValueError, OSError, TrainingError, KeyboardInterrupt):
+        common.use_compilation_cache(_CONFIG.value.data.data_dir)
+        train(_CONFIG.value, _WORKDIR.value or f"runs/{config_name()}")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse_flags)

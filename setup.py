@@ -1,0 +1,55 @@
+"""Packaging of ssm_jax."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ssm_jax/__init__.py").read_text())[1]
+
+setup(
+    name="ssm-jax",
+    version=VERSION,
+    description="The COVID-19 single-shot model (SSM): lesions and class of a CT slice, in JAX",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["ssm_jax*", "experiments*", "configs*"]),
+    install_requires=[
+        "absl-py>=2.1,<3",
+        "array-record>=0.5,<1",
+        "flax>=0.10,<0.14",
+        "grain>=0.2.10,<0.3",
+        # needed by tensorflow-datasets, which does not say so
+        "importlib-resources>=5,<8",
+        "jax>=0.7,<0.12",
+        "ml-collections>=1.0,<2",
+        "numpy>=2.0,<3",
+        "optax>=0.2.4,<0.3",
+        "orbax-checkpoint>=0.12,<0.13",
+        "pillow>=10.4,<14",
+        "pycocotools>=2.0.8,<3",
+        "scipy>=1.13,<2",
+        "tensorboardX>=2.6.2,<3",
+        "tensorflow-datasets>=4.9.7,<5",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]>=0.7,<0.12"],
+        "test": [
+            "hypothesis>=6.100,<7",
+            "pytest>=8.3,<10",
+            "pytest-xdist>=3.6,<4",
+            "ruff>=0.15,<0.18",
+        ],
+        "docs": ["matplotlib>=3.9,<4"],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+    ],
+)

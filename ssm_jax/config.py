@@ -1,0 +1,150 @@
+"""The settings of a run: one `ml_collections.ConfigDict`; its model section as a dataclass.
+
+A file under `configs/` starts from `default_config()` and changes what it needs. Every field can be
+overridden on the command line: `--config.train.learning_rate=1e-4`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+BACKBONES = ("resnet18", "resnet34")
+UPDATE_RULES = (1, 2, 3)
+COPY_RULES = ("best", "every_step", "ema")
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything that shapes the network; hashable, so that it can be a static argument.
+
+    Sizes are pixels of the resized image, thresholds are IoUs, counts are per image. The defaults
+    are the reference implementation's.
+    """
+
+    backbone: str = "resnet18"
+    blocks: int = 3  # residual stages kept: 2 (stride 8) or 3 (stride 16)
+    branches: int = 2  # RoI branches: 1 (module S reads the segmentation branch) or 2
+    num_classes: int = 2  # background and the lesion classes
+    image_classes: int = 3  # normal, common pneumonia, COVID-19
+    image_size: int = 512  # length that the short side is resized to
+    max_size: int = 1024  # upper bound of the long side
+    bn_momentum: float = 0.1  # weight of the current batch in the running statistics
+    anchor_sizes: tuple[float, ...] = (2, 4, 8, 16, 32)
+    anchor_ratios: tuple[float, ...] = (0.1, 0.25, 0.5, 1, 1.5, 2)  # height / width
+    rpn_pre_nms: int = 2000  # anchors decoded, by objectness
+    rpn_post_nms: int = 1000  # proposals kept
+    rpn_nms_threshold: float = 0.75
+    rpn_batch: int = 256  # anchors sampled for the RPN losses
+    rpn_positives: int = 128
+    roi_batch: int = 512  # RoIs sampled for the losses of the segmentation branch
+    roi_positives: int = 128
+    selection_size: int = 128  # rows that module S reads
+    selection_nms_threshold: float = 0.75
+    max_detections: int = 128
+
+    def __post_init__(self):
+        _check(self.backbone in BACKBONES, "model.backbone", self.backbone, BACKBONES)
+        _check(self.blocks in (2, 3), "model.blocks", self.blocks, (2, 3))
+        _check(self.branches in (1, 2), "model.branches", self.branches, (1, 2))
+        _check(self.image_size % 32 == 0, "model.image_size", self.image_size, "multiples of 32")
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image per cell of the feature map."""
+        return 8 if self.blocks == 2 else 16
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """Builds the dataclass from a config section or from a checkpoint's JSON (lists allowed).
+
+        Raises:
+          ValueError: a name that is not a field, or a value out of range.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"config.model has no field {unknown}; the fields are {sorted(known)}")
+        as_tuples = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
+        return cls(**as_tuples)
+
+
+def _check(condition: bool, name: str, value: Any, allowed: Any) -> None:
+    if not condition:
+        raise ValueError(f"config.{name}={value!r} is not possible; choose from {allowed}")
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """The paper's recipe (SSM^S, ResNet-18 with three blocks) with the phantom as its data."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.model = ml_collections.ConfigDict(dataclasses.asdict(ModelConfig()))
+
+    config.data = data = ml_collections.ConfigDict()
+    data.seg_dir = ""  # <seg_dir>/<split>/{imgs,masks}; empty: the phantom
+    data.cls_dir = ""  # <cls_dir>/<split>/<class>_<patient>_<scan>_<slice>.png; empty: the phantom
+    data.data_dir = "~/.cache/ssm_jax"  # where prepared data sets are kept
+    data.train_split = "train"
+    data.test_split = "test"
+    data.min_area = 100  # pixels of the original; smaller lesion components are no objects
+    data.max_objects = 0  # objects a slice can hold; 0: what the training set needs
+    data.threads = 2  # decoding threads
+    data.prefetch = 8  # batches decoded ahead
+
+    data.phantom = phantom = ml_collections.ConfigDict()
+    phantom.seed = 0
+    phantom.size = 512
+    phantom.seg_train = 650
+    phantom.seg_test = 100
+    phantom.cls_train = 3000
+    phantom.cls_test = 300
+
+    config.train = train = ml_collections.ConfigDict()
+    train.batch_size = 1  # pairs of slices an iteration
+    train.epochs = 50  # passes over the classification slices
+    train.max_steps = 0  # iterations; 0: epochs decide
+    train.learning_rate = 1e-5
+    train.schedule = "constant"  # or cosine, down to zero
+    train.warmup_steps = 0
+    train.weight_decay = 1e-3  # L2, added to the gradient
+    train.update_rule = 2  # classification step: 1 S; 2 S + backbone and FPN; 3 S + backbone BN
+    train.copy_rule = "best"  # segmentation -> classification branch: best, every_step or ema
+    train.copy_ema = 0.99  # decay of copy_rule ema
+
+    config.eval = evaluation = ml_collections.ConfigDict()
+    evaluation.every_steps = 0  # 0: once an epoch
+    evaluation.max_slices = 0  # of each test split; 0: all
+    evaluation.batch_size = 1
+    evaluation.score_threshold = 0.75
+    evaluation.nms_threshold = 0.5
+    evaluation.bn_slices = 0  # > 0: re-estimate BN statistics over so many training slices first
+    evaluation.overlays = 6  # pictures written at the end
+
+    config.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every_steps = 1000
+    checkpoint.keep_last = 2
+    checkpoint.best_metric = "accuracy"  # a name of metrics.json; larger is better
+
+    config.log = ml_collections.ConfigDict()
+    config.log.every_steps = 10  # iterations between lines of metrics.jsonl
+    return config
+
+
+def validate(config: ml_collections.ConfigDict) -> ModelConfig:
+    """Checks the values that would otherwise fail late; returns the model section.
+
+    Raises:
+      ValueError: names the field, its value and what is possible.
+    """
+    train = config.train
+    _check(train.update_rule in UPDATE_RULES, "train.update_rule", train.update_rule, UPDATE_RULES)
+    _check(train.copy_rule in COPY_RULES, "train.copy_rule", train.copy_rule, COPY_RULES)
+    _check(train.schedule in SCHEDULES, "train.schedule", train.schedule, SCHEDULES)
+    for name in ("batch_size", "epochs"):
+        _check(train[name] >= 1, f"train.{name}", train[name], "numbers from 1")
+    _check(config.data.max_objects <= 255, "data.max_objects", config.data.max_objects, "0 to 255")
+    return ModelConfig.from_mapping(config.model.to_dict())

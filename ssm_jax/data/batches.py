@@ -1,0 +1,164 @@
+"""Batches for the training steps, and slices for the evaluation, decoded ahead in threads."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+import grain
+import ml_collections
+import numpy as np
+
+from ssm_jax.data.source import ClassificationExample, Datasets, SegmentationExample
+from ssm_jax.preprocessing import resize_bilinear, resize_nearest, resized_shape
+
+LESION = 1  # label of every object: the lesion class of the detector
+_STEPS = 2**62  # a training iterator does not end
+_SEGMENTATION, _CLASSIFICATION = 1, 2  # streams of random numbers
+T = TypeVar("T")
+
+
+class TrainBatches:
+    """Random access to training batches: `batches[i]` is a pure function of (seed, i).
+
+    Segmentation slices are drawn uniformly with replacement, those without lesions included;
+    classification slices follow one permutation an epoch. See `__getitem__` for the fields.
+    """
+
+    def __init__(self, datasets: Datasets, seed: int, batch_size: int):
+        """Args: datasets; seed, not negative; batch_size, pairs of slices a batch."""
+        self.datasets, self.seed, self.batch_size = datasets, seed, batch_size
+        self._permutation = functools.lru_cache(maxsize=4)(self._make_permutation)
+
+    def __len__(self) -> int:
+        return _STEPS
+
+    def indices(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the segmentation and of the classification slices of a batch, [B] each."""
+        rng = np.random.default_rng([self.seed, _SEGMENTATION, step])
+        segmentation = rng.integers(len(self.datasets.seg_train), size=self.batch_size)
+        count = len(self.datasets.cls_train)
+        first = step * self.batch_size
+        classification = [
+            self._permutation(k // count)[k % count] for k in range(first, first + self.batch_size)
+        ]
+        return segmentation, np.array(classification)
+
+    def _make_permutation(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng([self.seed, _CLASSIFICATION, epoch])
+        return rng.permutation(len(self.datasets.cls_train))
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        """The batch of iteration `step` (from 0).
+
+        Returns:
+          "seg": {"image" uint8 or float32 [B, H, W, C], "image_size" int32 [B, 2], "instances"
+          uint8 [B, H, W], "boxes" float32 [B, M, 4], "labels" int32 [B, M], "valid" bool [B, M]};
+          "cls": {"image" uint8 [B, H, W, C], "image_size" int32 [B, 2], "label" int32 [B]};
+          "seg_files", "cls_files": lists of names. Sizes are (height, width) without padding,
+          boxes pixels of the resized slice; float images lie in [0, 1].
+        """
+        segmentation, classification = self.indices(int(step))
+        seg = [self.datasets.seg_train[i] for i in segmentation]
+        cls = [self.datasets.cls_train[i] for i in classification]
+        return {
+            "seg": _stack([segmentation_arrays(example, self.datasets) for example in seg]),
+            "cls": _stack([classification_arrays(example, self.datasets) for example in cls]),
+            "seg_files": [example.file for example in seg],
+            "cls_files": [example.file for example in cls],
+        }
+
+
+def _stack(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+def segmentation_arrays(example: SegmentationExample, datasets: Datasets) -> dict[str, np.ndarray]:
+    """One segmentation slice resized and padded, without the batch axis; see TrainBatches."""
+    height, width = example.image.shape[:2]
+    shape = resized_shape(height, width, datasets.image_size, datasets.max_size)
+    image, instances, boxes = example.image, example.instances, example.boxes
+    if datasets.seg_float:
+        image = image.astype(np.float32) / np.float32(255)
+    if shape != (height, width):
+        image = resize_bilinear(image, *shape)
+        instances = resize_nearest(instances, *shape)
+        ratio = np.array([shape[1] / width, shape[0] / height] * 2, np.float32)
+        boxes = boxes * ratio
+    count, slots = len(boxes), datasets.max_objects
+    valid = np.arange(slots) < count
+    padded = np.zeros((slots, 4), np.float32)
+    padded[:count] = boxes
+    return {
+        "image": _pad(image, datasets.seg_canvas),
+        "image_size": np.array(shape, np.int32),
+        "instances": _pad(instances, datasets.seg_canvas),
+        "boxes": padded,
+        "labels": np.where(valid, LESION, 0).astype(np.int32),
+        "valid": valid,
+    }
+
+
+def classification_arrays(
+    example: ClassificationExample, datasets: Datasets
+) -> dict[str, np.ndarray]:
+    """One classification slice padded, without the batch axis; see TrainBatches."""
+    return {
+        "image": _pad(example.image, datasets.cls_canvas),
+        "image_size": np.array(example.image.shape[:2], np.int32),
+        "label": np.array(example.label, np.int32),
+    }
+
+
+def _pad(array: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
+    """Zeros at the bottom and on the right up to `canvas` (height, width)."""
+    missing = [(0, canvas[axis] - array.shape[axis]) for axis in (0, 1)]
+    if not any(after for _, after in missing):
+        return array
+    return np.pad(array, missing + [(0, 0)] * (array.ndim - 2))
+
+
+def make_train_iterator(
+    datasets: Datasets, config: ml_collections.ConfigDict
+) -> grain.DatasetIterator:
+    """An endless iterator over training batches, decoded ahead in background threads.
+
+    `get_state()` gives a JSON-able dict, with which `set_state` makes any iterator of the same
+    datasets and config go on exactly there.
+
+    Args:
+      datasets: from `open_datasets`.
+      config: seed, train.batch_size, data.threads and data.prefetch are read.
+    """
+    batches = TrainBatches(datasets, config.seed, config.train.batch_size)
+    options = grain.ReadOptions(
+        num_threads=config.data.threads, prefetch_buffer_size=max(1, config.data.prefetch)
+    )
+    return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
+
+
+def iterate_slices(
+    source: Sequence[T], limit: int = 0, threads: int = 2, ahead: int = 8
+) -> Iterator[T]:
+    """Decoded examples of a split in order, decoded ahead in background threads.
+
+    Args:
+      source: a split of Datasets, or any sequence.
+      limit: examples at most, spread evenly over the split; 0: all.
+      threads: decoding threads. ahead: examples decoded before they are asked for.
+    """
+    count = len(source)
+    indices = range(count)
+    if 0 < limit < count:
+        indices = [k * count // limit for k in range(limit)]
+    with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
+        waiting: collections.deque = collections.deque()
+        for index in indices:
+            waiting.append(pool.submit(source.__getitem__, index))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -1,0 +1,106 @@
+"""Reading and writing slices: PIL decoding to [H, W, C], and its inverse."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+_GREY, _DEEP = ("1", "L"), ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+class ImageError(ValueError):
+    """Bytes that are no usable image; the message says why, without the name of the file."""
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Decodes an encoded grey or RGB image, exactly as PIL does.
+
+    Returns:
+      uint8 [H, W, C], C = 1 for grey and 3 for RGB.
+    """
+    with Image.open(io.BytesIO(data)) as picture:
+        pixels = np.asarray(picture)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def decode_mask(data: bytes) -> np.ndarray:
+    """Decodes an encoded single-channel image to uint8 [H, W]."""
+    return decode(data)[..., 0]
+
+
+def encode(pixels: np.ndarray, level: int = 1) -> bytes:
+    """PNG of uint8 [H, W] or [H, W, C]; `level` 0 to 9 trades time for size."""
+    pixels = pixels[..., 0] if pixels.shape[2:] == (1,) else pixels
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=level)
+    return stream.getvalue()
+
+
+def channels_of(data: bytes) -> int:
+    """1 where PIL calls the image grey, 3 otherwise; reads the header only.
+
+    Raises:
+      ImageError: no image.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return 1 if picture.mode in _GREY or picture.mode in _DEEP else 3
+    except Exception as error:
+        raise ImageError(f"is no readable image ({error})") from error
+
+
+def read_slice(data: bytes, channels: int) -> tuple[bytes, int, int]:
+    """Checks an encoded slice, and recodes it where PIL does not read it as plain grey or RGB.
+
+    Args:
+      data: content of a PNG or JPEG file.
+      channels: what the set has, 1 or 3.
+
+    Returns:
+      data: the same bytes, or a PNG with `channels` channels; height and width in pixels.
+
+    Raises:
+      ImageError: unreadable, more than 8 bits, or colored in a grey set.
+    """
+    picture = _load(data)
+    if picture.mode in _DEEP:
+        raise ImageError("has more than 8 bits a pixel; apply a CT window and save it in 8 bits")
+    if picture.mode == ("L" if channels == 1 else "RGB"):
+        return data, picture.height, picture.width
+    if channels == 3 or picture.mode in _GREY:
+        pixels = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
+    else:
+        pixels = np.asarray(picture.convert("RGB"))
+        if np.any(pixels != pixels[..., :1]):
+            raise ImageError("is colored where the set is grey; save all slices alike")
+        pixels = np.ascontiguousarray(pixels[..., 0])
+    return encode(pixels), picture.height, picture.width
+
+
+def read_mask(data: bytes) -> np.ndarray:
+    """Decodes a mask file, palette and 16-bit masks included.
+
+    Returns:
+      integer or bool [H, W], values as stored (palette images: the indices).
+
+    Raises:
+      ImageError: unreadable, or of more than one channel.
+    """
+    picture = _load(data)
+    values = np.asarray(picture)
+    if values.ndim != 2 or values.dtype.kind not in "uib":
+        raise ImageError(f"has mode {picture.mode}; a mask is a PNG of one integer channel")
+    return values
+
+
+def _load(data: bytes) -> Image.Image:
+    """Decodes fully: a truncated file fails here."""
+    try:
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+    except Exception as error:
+        raise ImageError(f"is no readable image ({error})") from error
+    return picture

@@ -1,0 +1,171 @@
+"""Collects predictions and truth slice by slice and turns them into one flat dict of metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ssm_jax.evaluation import classification, coco, per_image_ap
+from ssm_jax.evaluation import rle as rle_lib
+
+if TYPE_CHECKING:
+    from ssm_jax.predictor import Prediction
+
+LESION_CLASSES = {1: "lesion"}
+
+
+class Evaluator:
+    """Accumulates the figures of a test set; no full-size mask outlives the call that brings it.
+
+    Attributes:
+      per_image: one float64 [10] a segmentation slice: its AP at IoU 0.50, 0.55, ..., 0.95.
+      seg_files: the file names of these slices.
+      recorder: truth and predictions in COCO format (`coco.CocoRecorder`).
+      labels, predicted: true and predicted class of each classification slice.
+    """
+
+    def __init__(
+        self,
+        image_classes: Sequence[str] = classification.IMAGE_CLASSES,
+        lesion_classes: Mapping[int, str] | None = None,
+        class_shares: Sequence[float] | None = None,
+    ):
+        """Sets up an empty accumulator.
+
+        Args:
+          image_classes: names of the image classes, as they appear in the metric names.
+          lesion_classes: lesion class (>= 1) -> name; default {1: "lesion"}.
+          class_shares: weights of the classes in "f1_weighted"; None: their shares in the slices
+            evaluated.
+        """
+        self.image_classes = tuple(image_classes)
+        self.class_shares = class_shares
+        self.recorder = coco.CocoRecorder(lesion_classes or LESION_CLASSES)
+        self.per_image: list[np.ndarray] = []
+        self.seg_files: list[str] = []
+        self.labels: list[int] = []
+        self.predicted: list[int] = []
+
+    def add_segmentation(
+        self,
+        prediction: Prediction,
+        truth_instances: np.ndarray,
+        truth_boxes: np.ndarray,
+        truth_labels: np.ndarray | None = None,
+        file_name: str = "",
+    ) -> np.ndarray:
+        """Adds the detections in one slice.
+
+        Args:
+          prediction: with masks; everything in pixels of the original slice.
+          truth_instances: uint8 [H, W] at the original size; 0 background, k + 1 = object k.
+          truth_boxes: [M, 4] XYXY pixels of the original slice, without padding.
+          truth_labels: int [M], lesion classes; default all 1.
+          file_name: kept with the figures.
+
+        Returns:
+          float64 [10]: the slice's AP at IoU 0.50, 0.55, ..., 0.95.
+
+        Raises:
+          ValueError: no masks, another size than the truth, or a label map that does not hold
+            exactly the objects of the boxes.
+        """
+        where = f"{file_name}: " if file_name else ""
+        truth_instances = np.asarray(truth_instances)
+        truth_boxes = np.asarray(truth_boxes).reshape(-1, 4)
+        if truth_labels is None:
+            truth_labels = np.ones(len(truth_boxes), np.int64)
+        if prediction.masks is None:
+            raise ValueError(f"{where}the prediction has no masks; predict with masks=True")
+        size = (prediction.height, prediction.width)
+        if truth_instances.shape != size:
+            raise ValueError(
+                f"{where}the prediction is for {size[0]}x{size[1]} pixels, the truth has the "
+                f"shape {list(truth_instances.shape)}"
+            )
+        try:
+            truth_masks = rle_lib.encode_instances(truth_instances, len(truth_boxes))
+        except ValueError as error:
+            raise ValueError(f"{where}{error}") from error
+        figures = per_image_ap.average_precisions(
+            rle_lib.pairwise_iou(prediction.masks, truth_masks),
+            prediction.scores,
+            prediction.labels,
+            truth_labels,
+        )
+        image_id = self.recorder.add_image(*size, file_name)
+        self.recorder.add_truth(image_id, truth_masks, truth_boxes, truth_labels)
+        self.recorder.add_detections(
+            image_id, prediction.masks, prediction.boxes, prediction.scores, prediction.labels
+        )
+        self.per_image.append(figures)
+        self.seg_files.append(file_name)
+        return figures
+
+    def add_classification(self, output: int | np.ndarray, label: int) -> None:
+        """Adds the class of one slice.
+
+        Args:
+          output: the predicted class, or the class logits or probabilities [K], of which the
+            largest counts (ties: the lower class).
+          label: the true class.
+
+        Raises:
+          ValueError: a class that does not exist, or another number of logits.
+        """
+        output, classes = np.asarray(output), len(self.image_classes)
+        if output.ndim > 0 and output.shape != (classes,):
+            raise ValueError(f"{classes} class logits are needed, not {list(output.shape)}")
+        predicted = int(output.argmax()) if output.ndim else int(output)
+        classification.confusion_matrix([label], [predicted], classes)  # checks both
+        self.labels.append(int(label))
+        self.predicted.append(predicted)
+
+    def confusion(self) -> np.ndarray:
+        """Confusion matrix so far: int64 [K, K], rows truth."""
+        return classification.confusion_matrix(self.labels, self.predicted, len(self.image_classes))
+
+    def metrics(self) -> dict[str, Any]:
+        """All figures of what was added so far, under flat names.
+
+        Segmentation (left out without segmentation slices): "ap50", "ap75", "ap" (per-image AP),
+        "coco_segm_<figure>" and "coco_bbox_<figure>" for the twelve `coco.FIGURES`, "seg_slices",
+        "objects", "detections". Classification (left out without classification slices): what
+        `classification.classification_metrics` gives, and "cls_slices". Figures that nothing
+        defines are NaN (`json_ready` makes them null).
+        """
+        metrics: dict[str, Any] = {}
+        if self.per_image:
+            metrics |= per_image_ap.summarize(self.per_image)
+            for kind in coco.KINDS:
+                figures = self.recorder.evaluate(kind)
+                metrics |= {f"coco_{kind}_{name}": value for name, value in figures.items()}
+            metrics["seg_slices"] = len(self.per_image)
+            metrics["objects"] = len(self.recorder.truth["annotations"])
+            metrics["detections"] = len(self.recorder.detections)
+        if self.labels:
+            metrics |= classification.classification_metrics(
+                self.confusion(), self.image_classes, self.class_shares
+            )
+            metrics["cls_slices"] = len(self.labels)
+        return metrics
+
+
+def json_ready(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy that JSON can hold: NaN and infinite numbers become None; NumPy becomes plain."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, np.ndarray | np.generic):
+            value = value.tolist()
+        if isinstance(value, Mapping):
+            return {key: convert(entry) for key, entry in value.items()}
+        if isinstance(value, list | tuple):
+            return [convert(entry) for entry in value]
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value
+
+    return convert(metrics)

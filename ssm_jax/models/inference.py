@@ -1,0 +1,137 @@
+"""Inference: one jitted function from slices to class logits, boxes and masks."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ssm_jax.config import ModelConfig
+from ssm_jax.models import ssm
+from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS, BoxOutputs
+from ssm_jax.models.rpn import Proposals
+from ssm_jax.ops import boxes as box_ops
+from ssm_jax.ops.masks import MASK_SIZE
+from ssm_jax.ops.nms import nms
+
+
+class Predictions(flax.struct.PyTreeNode):
+    """What the model says of B slices, D detections each at most.
+
+    Detections stand first, by decreasing score.
+
+    Attributes:
+      class_logits: [B, 3] float32.
+      boxes: [B, D, 4] float32, pixels of the resized slice.
+      scores: [B, D] float32 in [0, 1].
+      labels: [B, D] int32, lesion class (1 where lesions are one class).
+      valid: [B, D] bool, slots in use.
+      mask_probabilities: [B, D, 28, 28] float32 in [0, 1], or None.
+    """
+
+    class_logits: Array
+    boxes: Array
+    scores: Array
+    labels: Array
+    valid: Array
+    mask_probabilities: Array | None = None
+
+
+def make_predict_fn(config: ModelConfig, masks: bool = True):
+    """Builds the jitted inference function of a model.
+
+    Args:
+      config: the model.
+      masks: whether to predict masks; without them the mask head does not run.
+
+    Returns:
+      predict(variables, images, image_sizes, score_threshold, nms_threshold) -> Predictions, with
+      images [B, H, W, C] as in `ops.images.normalize` (H and W multiples of 32), image_sizes
+      [B, 2] int32 and scalar thresholds, whose values may change without a new compilation. Each
+      slice gives what it gives alone: the random stretching of its RoI batch uses a fixed key.
+    """
+
+    @jax.jit
+    def predict(variables, images, image_sizes, score_threshold=0.75, nms_threshold=0.5):
+        features = ssm.stage(config, variables, "extract", images, image_sizes, train=False)
+        proposals = ssm.proposals_from(config, variables, features, image_sizes)
+        roi_features = ssm.align(config, features, proposals.boxes, BOX_BINS)
+
+        outputs = ssm.stage(config, variables, "classify_boxes", roi_features)
+        keys = jnp.broadcast_to(jax.random.key(0), images.shape[:1])
+        selection = ssm.select_rois(config, outputs, proposals, image_sizes, keys)
+        class_logits = ssm.stage(config, variables, "read_class", selection.rows)
+
+        outputs = ssm.stage(config, variables, "segment_boxes", roi_features)
+        thresholds = (score_threshold, nms_threshold)
+        detections = detect(config, outputs, proposals, image_sizes, *thresholds)
+        predictions = Predictions(class_logits, *detections)
+        if masks:
+            probabilities = predict_masks(config, variables, features, predictions)
+            predictions = predictions.replace(mask_probabilities=probabilities)
+        return predictions
+
+    return predict
+
+
+def detect(
+    config: ModelConfig,
+    outputs: BoxOutputs,
+    proposals: Proposals,
+    image_sizes: Array,
+    score_threshold: Array | float,
+    nms_threshold: Array | float,
+) -> tuple[Array, Array, Array, Array]:
+    """Detections of the segmentation branch, with NMS within each lesion class.
+
+    Args:
+      config: `max_detections` is read.
+      outputs: of the segmentation branch on all B * P proposals.
+      proposals: those proposals.
+      image_sizes: [B, 2], pixels.
+      score_threshold: softmax score that a detection must exceed.
+      nms_threshold: IoU above which the lower-scored box is dropped.
+
+    Returns:
+      boxes [B, D, 4], scores [B, D], labels [B, D] and valid [B, D] of `Predictions`.
+    """
+    batch, count = proposals.valid.shape
+    lesions = config.num_classes - 1
+    scores = jax.nn.softmax(outputs.logits)[:, 1:].reshape(batch, count * lesions)
+    deltas = outputs.deltas[:, 1:].reshape(batch, count, lesions, 4)
+    labels = jnp.tile(jnp.arange(1, config.num_classes, dtype=jnp.int32), count)
+
+    def one(scores, deltas, proposal_boxes, valid, image_size):
+        boxes = box_ops.decode(deltas, proposal_boxes[:, None], box_ops.ROI_WEIGHTS)
+        boxes = box_ops.clip_to_image(boxes, image_size).reshape(-1, 4)
+        candidates = jnp.repeat(valid, lesions) & (scores > score_threshold)
+        # Classes moved apart by more than the image do not meet in one NMS.
+        apart = ((labels - 1) * (image_size.max() + 1)).astype(boxes.dtype)[:, None]
+        kept, used = nms(boxes + apart, scores, nms_threshold, config.max_detections, candidates)
+        boxes = jnp.where(used[:, None], boxes[kept], 0)
+        return boxes, jnp.where(used, scores[kept], 0), jnp.where(used, labels[kept], 0), used
+
+    return jax.vmap(one)(scores, deltas, proposals.boxes, proposals.valid, image_sizes)
+
+
+def predict_masks(
+    config: ModelConfig, variables: Any, features: Array, predictions: Predictions
+) -> Array:
+    """Mask probabilities of the detections' own classes, [B, D, 28, 28]; 0 in unused slots."""
+    batch, capacity = predictions.valid.shape
+
+    def at_size(size, features, boxes, labels):
+        padding = ((0, 0), (0, capacity - size), (0, 0), (0, 0))
+        if size == 0:
+            return jnp.zeros((batch, capacity, MASK_SIZE, MASK_SIZE))
+        roi_features = ssm.align(config, features, boxes[:, :size], MASK_BINS)
+        logits = ssm.stage(config, variables, "predict_masks", roi_features)
+        own = labels[:, :size].reshape(-1, 1, 1, 1)
+        logits = jnp.take_along_axis(logits, own, axis=-1)[..., 0]
+        return jnp.pad(jax.nn.sigmoid(logits).reshape(batch, size, *logits.shape[1:]), padding)
+
+    most = predictions.valid.sum(axis=1).max()
+    operands = (features, predictions.boxes, predictions.labels)
+    probabilities = ssm.at_smallest_bucket(most, capacity, at_size, *operands)
+    return jnp.where(predictions.valid[..., None, None], probabilities, 0)

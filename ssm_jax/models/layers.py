@@ -1,0 +1,179 @@
+"""Layers and initialisers that the networks share."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+kaiming_uniform_fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+normal_001 = nn.initializers.normal(0.01)
+
+
+def uniform_by_fan_in(fan_in: int) -> nn.initializers.Initializer:
+    """Uniform in +-1 / sqrt(fan_in): the default of the reference for weights and biases."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def conv(features: int, kernel: int, stride: int = 1, **kwargs) -> nn.Conv:
+    """A square convolution padded by kernel // 2 on every side: [B, H, W, C] -> [B, H', W', F]."""
+    padding = kernel // 2
+    return nn.Conv(features, (kernel, kernel), stride, ((padding, padding),) * 2, **kwargs)
+
+
+class Conv3x3AsProducts(nn.Module):
+    """A 3x3 convolution, stride 1, padded by one, as nine matrix products.
+
+    For use inside `lax.cond` and `lax.switch`, where a CPU computes the gradient of a convolution
+    dozens of times slower than outside, but matrix products at full speed.
+
+    Attributes:
+      features: output channels.
+      kernel_init: of the [3, 3, in, out] kernel.
+      bias_init: of the bias.
+    """
+
+    features: int
+    kernel_init: nn.initializers.Initializer
+    bias_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[N, h, w, C] -> [N, h, w, features]."""
+        count, height, width, channels = x.shape
+        kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features))
+        bias = self.param("bias", self.bias_init, (self.features,))
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        total = bias
+        for row in range(3):
+            for column in range(3):
+                shifted = padded[:, row : row + height, column : column + width]
+                total = total + shifted.reshape(-1, channels) @ kernel[row, column]
+        return total.reshape(count, height, width, self.features)
+
+
+def dense_by_fan_in(features: int, fan_in: int, **kwargs) -> nn.Dense:
+    """A linear layer with the reference's default initialisation."""
+    init = uniform_by_fan_in(fan_in)
+    return nn.Dense(features, kernel_init=init, bias_init=init, **kwargs)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last.
+
+    Running statistics move by `momentum` toward those of the batch; the running variance takes the
+    unbiased batch variance, while the batch itself is normalised by the biased one.
+
+    Attributes:
+      momentum: weight of the batch in the running statistics.
+      epsilon: added to the variance.
+    """
+
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, example_mask: Array | None = None) -> Array:
+        """Normalises.
+
+        Args:
+          x: [B, H, W, C] float.
+          train: use (and update) the statistics of the batch, or the running ones.
+          example_mask: [B] bool, the examples that the batch statistics are taken over.
+
+        Returns:
+          [B, H, W, C] float.
+        """
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        updates = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
+        if not train:
+            factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+            return x * factor + (bias - running_mean.value * factor)
+        weight = jnp.ones(x.shape[0]) if example_mask is None else example_mask.astype(x.dtype)
+        x, (mean, var, count) = _normalize_by_batch(x, scale, bias, weight, self.epsilon)
+        if not self.is_initializing():
+            unbiased = var * count / jnp.maximum(count - 1, 1)
+            running_mean.value += self.momentum * (mean - running_mean.value)
+            running_var.value += self.momentum * (unbiased - running_var.value)
+            updates.value += 1
+        return x
+
+
+def _channel_sum(x: Array) -> Array:
+    """[B, H, W, C] -> [C], with partial sums by row.
+
+    One running sum over a whole map loses several digits on a CPU, which Adam's first steps, all
+    of one length, turn into a change of sign of small gradients. The barrier keeps the compiler
+    from making one sum of two.
+    """
+    return jax.lax.optimization_barrier(x.sum(axis=2)).sum(axis=(0, 1))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _normalize_by_batch(x, scale, bias, weight, epsilon):
+    """Normalises [B, H, W, C] by the moments of the examples of weight 1 (weight [B], 0 or 1).
+
+    The second result, (mean [C], biased variance [C], number of values), carries no gradient.
+    """
+    return _normalize_forward(x, scale, bias, weight, epsilon)[0]
+
+
+def _normalize_forward(x, scale, bias, weight, epsilon):
+    per_example = weight[:, None, None, None]
+    count = jnp.maximum(weight.sum(), 1) * x.shape[1] * x.shape[2]
+    mean = _channel_sum(x * per_example) / count
+    var = _channel_sum(jnp.square(x - mean) * per_example) / count
+    inverse = jax.lax.rsqrt(var + epsilon)
+    factor = scale * inverse
+    normalized = x * factor + (bias - mean * factor)
+    return (normalized, (mean, var, count)), (x, mean, inverse, scale, weight, count)
+
+
+def _normalize_backward(epsilon, residuals, cotangents):
+    del epsilon
+    x, mean, inverse, scale, weight, count = residuals
+    gradient = cotangents[0]
+    centered = (x - mean) * inverse
+    bias_gradient = _channel_sum(gradient)
+    scale_gradient = _channel_sum(gradient * centered)
+    through_moments = (bias_gradient + centered * scale_gradient) / count
+    through_moments *= weight[:, None, None, None]
+    x_gradient = scale * inverse * (gradient - through_moments)
+    return x_gradient, scale_gradient, bias_gradient, jnp.zeros_like(weight)
+
+
+_normalize_by_batch.defvjp(_normalize_forward, _normalize_backward)
+
+
+def max_pool_3x3_stride_2(x: Array) -> Array:
+    """3x3 max-pooling with stride 2, padded by one: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
+
+    Written as maxima of strided slices, rows then columns: the gradient of a window reduction is a
+    scatter, which costs more than a convolution on a CPU.
+    """
+    for axis in (1, 2):
+        size = x.shape[axis]
+        outputs = (size + 1) // 2
+        padding = [(0, 0)] * x.ndim
+        padding[axis] = (1, 1)
+        padded = jnp.pad(x, padding, constant_values=-jnp.inf)
+        x = jnp.maximum(
+            jnp.maximum(
+                jax.lax.slice_in_dim(padded, 0, 2 * outputs - 1, 2, axis),
+                jax.lax.slice_in_dim(padded, 1, 2 * outputs, 2, axis),
+            ),
+            jax.lax.slice_in_dim(padded, 2, 2 * outputs + 1, 2, axis),
+        )
+    return x

@@ -1,0 +1,39 @@
+"""Module S: the small network that reads the class of a slice off its RoI batch."""
+
+import flax.linen as nn
+from jax import Array
+
+from ssm_jax.models import layers
+
+WIDTH = 512
+
+
+class ModuleS(nn.Module):
+    """Two fully connected layers and the class logits (paper, figure 3b).
+
+    Attributes:
+      image_classes: classes of a slice.
+    """
+
+    image_classes: int
+
+    @nn.compact
+    def __call__(self, rows: Array) -> Array:
+        """Classifies slices.
+
+        Args:
+          rows: [B, R, 5] float, ranked (score, tx, ty, tw, th).
+
+        Returns:
+          [B, image_classes] float logits.
+        """
+
+        def dense(x, features, name):
+            bias_init = layers.uniform_by_fan_in(x.shape[-1])
+            init = layers.kaiming_normal_fan_out
+            return nn.Dense(features, kernel_init=init, bias_init=bias_init, name=name)(x)
+
+        x = rows.reshape(rows.shape[0], -1)
+        x = nn.relu(dense(x, WIDTH, "fc1"))
+        x = nn.relu(dense(x, WIDTH, "fc2"))
+        return dense(x, self.image_classes, "logits")

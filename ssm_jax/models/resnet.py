@@ -1,0 +1,81 @@
+"""ResNet-18/34, truncated after the second or third residual stage (the paper's * and **)."""
+
+import flax.linen as nn
+from jax import Array
+
+from ssm_jax.models import layers
+
+DEPTHS = {"resnet18": (2, 2, 2), "resnet34": (3, 4, 6)}
+CHANNELS = (64, 128, 256)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut.
+
+    Attributes:
+      channels: output channels.
+      stride: of the first convolution and the shortcut.
+      bn_momentum: see `layers.BatchNorm`.
+    """
+
+    channels: int
+    stride: int
+    bn_momentum: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, example_mask: Array | None) -> Array:
+        """[B, H, W, C] -> [B, H / stride, W / stride, channels]."""
+
+        def norm(x, name):
+            return layers.BatchNorm(self.bn_momentum, name=name)(x, train, example_mask)
+
+        def conv(x, kernel, stride, name):
+            init = layers.kaiming_normal_fan_out
+            return layers.conv(
+                self.channels, kernel, stride, use_bias=False, kernel_init=init, name=name
+            )(x)
+
+        shortcut = x
+        if self.stride != 1 or x.shape[-1] != self.channels:
+            shortcut = norm(conv(x, 1, self.stride, "downsample_conv"), "downsample_bn")
+        x = nn.relu(norm(conv(x, 3, self.stride, "conv1"), "bn1"))
+        x = norm(conv(x, 3, 1, "conv2"), "bn2")
+        return nn.relu(x + shortcut)
+
+
+class ResNet(nn.Module):
+    """The backbone.
+
+    Attributes:
+      depth: "resnet18" or "resnet34".
+      blocks: residual stages, 2 (stride 8, 128 channels) or 3 (stride 16, 256 channels).
+      bn_momentum: see `layers.BatchNorm`.
+    """
+
+    depth: str
+    blocks: int
+    bn_momentum: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, example_mask: Array | None = None) -> Array:
+        """Computes the feature map of the last stage.
+
+        Args:
+          x: [B, H, W, 3] float, normalised; H and W multiples of 32.
+          train: BN uses and updates batch statistics.
+          example_mask: [B] bool, examples that the BN statistics are taken over.
+
+        Returns:
+          [B, H / stride, W / stride, C] float.
+        """
+        init = layers.kaiming_normal_fan_out
+        x = layers.conv(64, 7, 2, use_bias=False, kernel_init=init, name="conv1")(x)
+        x = nn.relu(layers.BatchNorm(self.bn_momentum, name="bn1")(x, train, example_mask))
+        x = layers.max_pool_3x3_stride_2(x)
+        for stage in range(self.blocks):
+            for index in range(DEPTHS[self.depth][stage]):
+                stride = 2 if stage > 0 and index == 0 else 1
+                name = f"layer{stage + 1}_{index}"
+                block = BasicBlock(CHANNELS[stage], stride, self.bn_momentum, name=name)
+                x = block(x, train, example_mask)
+        return x

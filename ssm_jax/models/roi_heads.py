@@ -1,0 +1,86 @@
+"""Heads on RoI features: the box branch (used twice) and the mask head."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from ssm_jax.models import fpn, layers
+
+BOX_BINS = 7
+MASK_BINS = 14
+WIDTH = 128
+
+
+class BoxOutputs(NamedTuple):
+    """`logits` [N, K] class scores before softmax, `deltas` [N, K, 4] encoded boxes, by class."""
+
+    logits: Array
+    deltas: Array
+
+
+class BoxBranch(nn.Module):
+    """Two fully connected layers, then class logits and box deltas of every class.
+
+    The segmentation branch and its twin, the classification branch, are both one of these.
+
+    Attributes:
+      num_classes: K, background included.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, roi_features: Array) -> BoxOutputs:
+        """[N, 7, 7, 256] float -> BoxOutputs of N boxes."""
+        x = roi_features.reshape(roi_features.shape[0], -1)
+        x = nn.relu(layers.dense_by_fan_in(WIDTH, x.shape[-1], name="fc6")(x))
+        x = nn.relu(layers.dense_by_fan_in(WIDTH, WIDTH, name="fc7")(x))
+        logits = layers.dense_by_fan_in(self.num_classes, WIDTH, name="logits")(x)
+        deltas = layers.dense_by_fan_in(4 * self.num_classes, WIDTH, name="deltas")(x)
+        return BoxOutputs(logits, deltas.reshape(-1, self.num_classes, 4))
+
+
+class Upsample2x(nn.Module):
+    """2x2 transposed convolution with stride 2.
+
+    Windows do not overlap, so it is one matrix product followed by a rearrangement.
+
+    Attributes:
+      channels: output channels.
+    """
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[N, h, w, C] -> [N, 2h, 2w, channels]."""
+        count, height, width, in_channels = x.shape
+        # Initialised as the reference does: the fan-out of its [in, out, 2, 2] weight is 4 * in.
+        init = nn.initializers.normal((2 / (4 * in_channels)) ** 0.5)
+        kernel = self.param("kernel", init, (2, 2, in_channels, self.channels))
+        bias_init = layers.uniform_by_fan_in(4 * self.channels)
+        bias = self.param("bias", bias_init, (self.channels,))
+        x = jnp.einsum("nijc,yxco->niyjxo", x, kernel)
+        return x.reshape(count, 2 * height, 2 * width, self.channels) + bias
+
+
+class MaskHead(nn.Module):
+    """3x3 convolution, 2x upsampling, 1x1 convolution to one mask a class.
+
+    Attributes:
+      num_classes: K, background included.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, roi_features: Array) -> Array:
+        """[N, 14, 14, 256] float -> mask logits [N, 28, 28, K]."""
+        init = layers.kaiming_normal_fan_out
+        bias_init = layers.uniform_by_fan_in(9 * fpn.CHANNELS)
+        x = layers.Conv3x3AsProducts(WIDTH, init, bias_init, name="conv")(roi_features)
+        x = nn.relu(Upsample2x(WIDTH, name="upsample")(nn.relu(x)))
+        bias_init = layers.uniform_by_fan_in(WIDTH)
+        return nn.Dense(self.num_classes, kernel_init=init, bias_init=bias_init, name="logits")(x)

@@ -1,0 +1,181 @@
+"""The single-shot model: parameters, and the passes that training and inference are made of."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from ssm_jax.config import ModelConfig
+from ssm_jax.models.fpn import FPN
+from ssm_jax.models.module_s import ModuleS
+from ssm_jax.models.resnet import ResNet
+from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS, BoxBranch, BoxOutputs, MaskHead
+from ssm_jax.models.rpn import Proposals, RPNHead, propose
+from ssm_jax.ops import boxes as box_ops
+from ssm_jax.ops import roi_batch
+from ssm_jax.ops.anchors import cell_anchors, grid_anchors
+from ssm_jax.ops.images import normalize
+from ssm_jax.ops.roi_align import roi_align
+
+LESION = 1  # the class whose scores and deltas module S reads
+
+Variables = Mapping[str, Any]
+
+
+class SingleShotModel(nn.Module):
+    """The parameters of the model, one submodule a stage (paper, figure 2).
+
+    Each method runs one stage; the functions of this module chain them.
+
+    Attributes:
+      config: shapes everything.
+    """
+
+    config: ModelConfig
+
+    def setup(self):
+        """Creates the stages; parameter names follow from the attribute names."""
+        config = self.config
+        self.backbone = ResNet(config.backbone, config.blocks, config.bn_momentum)
+        self.fpn = FPN()
+        self.rpn = RPNHead(len(config.anchor_sizes) * len(config.anchor_ratios))
+        self.segmentation_branch = BoxBranch(config.num_classes)
+        if config.branches == 2:
+            self.classification_branch = BoxBranch(config.num_classes)
+        self.mask_head = MaskHead(config.num_classes)
+        self.module_s = ModuleS(config.image_classes)
+
+    def __call__(self, images: Array) -> Array:
+        """Touches every parameter once, for initialisation; returns class logits of no meaning."""
+        sizes = jnp.full((images.shape[0], 2), images.shape[1], jnp.int32)
+        features = self.extract(images, sizes, train=False)
+        self.score_anchors(features)
+        self.segment_boxes(jnp.zeros((1, BOX_BINS, BOX_BINS, features.shape[-1])))
+        self.classify_boxes(jnp.zeros((1, BOX_BINS, BOX_BINS, features.shape[-1])))
+        self.predict_masks(jnp.zeros((1, MASK_BINS, MASK_BINS, features.shape[-1])))
+        return self.read_class(jnp.zeros((images.shape[0], self.config.selection_size, 5)))
+
+    def extract(
+        self, images: Array, image_sizes: Array, train: bool, example_mask: Array | None = None
+    ) -> Array:
+        """Slices [B, H, W, C] (see `ops.images.normalize`) -> features [B, h, w, 256]."""
+        return self.fpn(self.backbone(normalize(images, image_sizes), train, example_mask))
+
+    def score_anchors(self, features: Array) -> tuple[Array, Array]:
+        """Features [B, h, w, 256] -> objectness [B, N] and deltas [B, N, 4] of all anchors."""
+        return self.rpn(features)
+
+    def segment_boxes(self, roi_features: Array) -> BoxOutputs:
+        """RoI features [N, 7, 7, 256] -> outputs of the segmentation branch."""
+        return self.segmentation_branch(roi_features)
+
+    def classify_boxes(self, roi_features: Array) -> BoxOutputs:
+        """RoI features [N, 7, 7, 256] -> outputs of the branch that module S reads."""
+        branch = self.classification_branch if self.config.branches == 2 else None
+        return (branch or self.segmentation_branch)(roi_features)
+
+    def predict_masks(self, roi_features: Array) -> Array:
+        """RoI features [N, 14, 14, 256] -> mask logits [N, 28, 28, K]."""
+        return self.mask_head(roi_features)
+
+    def read_class(self, rows: Array) -> Array:
+        """RoI batches [B, R, 5] -> class logits [B, image_classes]."""
+        return self.module_s(rows)
+
+
+def init_variables(config: ModelConfig, key: Array) -> dict[str, Any]:
+    """Random parameters and fresh batch statistics: {"params": ..., "batch_stats": ...}.
+
+    Args:
+      config: the model.
+      key: PRNG key.
+
+    Returns:
+      Nested dicts of float32 arrays (and the int32 update count of each BN layer).
+    """
+    variables = jax.jit(SingleShotModel(config).init)(key, jnp.zeros((1, 64, 64, 1)))
+    return {name: variables[name] for name in ("params", "batch_stats")}
+
+
+def stage(config: ModelConfig, variables: Variables, method: str, *args, **kwargs) -> Any:
+    """Runs one stage of the model, a method of `SingleShotModel`, on its inputs."""
+    return SingleShotModel(config).apply(variables, *args, method=method, **kwargs)
+
+
+@functools.lru_cache
+def anchors_for(config: ModelConfig, feature_size: tuple[int, int]) -> np.ndarray:
+    """All anchors of a feature map of this (height, width): [h * w * A, 4] float32, pixels."""
+    cell = cell_anchors(config.anchor_sizes, config.anchor_ratios)
+    return grid_anchors(cell, feature_size, config.stride)
+
+
+def proposals_from(
+    config: ModelConfig, variables: Variables, features: Array, image_sizes: Array
+) -> Proposals:
+    """RPN head and proposals, without gradient: features [B, h, w, 256] -> Proposals."""
+    objectness, deltas = stage(config, variables, "score_anchors", features)
+    anchors = anchors_for(config, features.shape[1:3])
+    return propose(config, objectness, deltas, anchors, image_sizes)
+
+
+def align(config: ModelConfig, features: Array, boxes: Array, bins: int) -> Array:
+    """RoIAlign of every image: [B, h, w, C] and [B, N, 4] -> [B * N, bins, bins, C]."""
+    pool = functools.partial(roi_align, output_size=bins, spatial_scale=1 / config.stride)
+    pooled = jax.vmap(pool)(features, boxes)
+    return pooled.reshape(-1, *pooled.shape[2:])
+
+
+def select_rois(
+    config: ModelConfig, outputs: BoxOutputs, proposals: Proposals, image_sizes: Array, keys: Array
+) -> roi_batch.RoIBatch:
+    """RoIBatchSelection of every image.
+
+    Args:
+      config: `selection_size` and `selection_nms_threshold` are read.
+      outputs: of the classification branch on all proposals, [B * P, ...].
+      proposals: the B * P proposals.
+      image_sizes: [B, 2], pixels.
+      keys: [B] PRNG keys of the stretching.
+
+    Returns:
+      RoIBatch with a leading axis B.
+    """
+    shape = proposals.valid.shape
+    scores = jax.nn.softmax(outputs.logits)[:, LESION].reshape(shape)
+    deltas = outputs.deltas[:, LESION].reshape(*shape, 4)
+
+    def one(key, scores, deltas, boxes, valid, image_size):
+        decoded = box_ops.decode(deltas, boxes, box_ops.ROI_WEIGHTS)
+        decoded = box_ops.clip_to_image(decoded, image_size)
+        size, threshold = config.selection_size, config.selection_nms_threshold
+        return roi_batch.select(key, scores, deltas, decoded, valid, size, threshold)
+
+    return jax.vmap(one)(keys, scores, deltas, proposals.boxes, proposals.valid, image_sizes)
+
+
+def at_smallest_bucket(count: Array, capacity: int, function, *operands: Any) -> Any:
+    """Runs `function(size, *operands)` at the smallest static size that holds `count`.
+
+    Work that is done for a few detections then costs no more than a few detections' worth. Sizes
+    are 0, 16, 32, ... doubling up to the capacity. Do not call it under `vmap`, which would run
+    every size.
+
+    Args:
+      count: int32 scalar, entries in use.
+      capacity: most entries there can be.
+      function: takes a static size first; results must not depend on it in shape.
+      *operands: arrays.
+
+    Returns:
+      What `function` returns.
+    """
+    sizes = [0]
+    while sizes[-1] < capacity:
+        sizes.append(min(max(16, 2 * sizes[-1]), capacity))
+    branches = [functools.partial(function, size) for size in sizes]
+    return lax.switch(jnp.searchsorted(jnp.asarray(sizes), count), branches, *operands)

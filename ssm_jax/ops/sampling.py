@@ -1,0 +1,50 @@
+"""Balanced random sampling of labeled anchors and proposals."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from ssm_jax.ops.matching import NEGATIVE, POSITIVE
+
+
+class Sample(NamedTuple):
+    """`indices` int32 [size]; `positive` and `valid` bool [size]. Positives come first."""
+
+    indices: Array
+    positive: Array
+    valid: Array
+
+
+def sample(key: Array, labels: Array, size: int, max_positive: int) -> Sample:
+    """Draws positives and negatives uniformly without replacement.
+
+    min(#positive, max_positive) positives fill the first slots, then negatives up to `size` in
+    all; slots that nothing is left for are invalid. Ignored entries are never drawn.
+
+    Args:
+      key: PRNG key.
+      labels: [N] int32, 1 positive, 0 negative, -1 ignored.
+      size: slots.
+      max_positive: upper bound of the positives.
+
+    Returns:
+      Sample; indices are 0 in invalid slots.
+    """
+    count = labels.shape[0]
+    # 31 random bits order the candidates; -1 puts all others behind them.
+    priority = (jax.random.bits(key, (count,), jnp.uint32) >> 1).astype(jnp.int32)
+    positive_slots, negative_slots = min(max(max_positive, 1), count), min(size, count)
+    _, positives = lax.top_k(jnp.where(labels == POSITIVE, priority, -1), positive_slots)
+    _, negatives = lax.top_k(jnp.where(labels == NEGATIVE, priority, -1), negative_slots)
+    num_positive = jnp.minimum(jnp.sum(labels == POSITIVE), min(max_positive, size))
+    num_negative = jnp.minimum(jnp.sum(labels == NEGATIVE), size - num_positive)
+
+    slot = jnp.arange(size)
+    positive = slot < num_positive
+    valid = slot < num_positive + num_negative
+    from_positives = positives[jnp.minimum(slot, positive_slots - 1)]
+    from_negatives = negatives[jnp.clip(slot - num_positive, 0, negative_slots - 1)]
+    indices = jnp.where(positive, from_positives, from_negatives)
+    return Sample(jnp.where(valid, indices, 0).astype(jnp.int32), positive, valid)

@@ -1,0 +1,268 @@
+"""From a slice as it comes to class and lesions in its own pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ssm_jax.config import ModelConfig
+from ssm_jax.models.inference import Predictions, make_predict_fn
+from ssm_jax.ops.masks import encode_masks
+from ssm_jax.preprocessing import resize_bilinear, resized_shape
+
+PADDING_MULTIPLE = 32  # sides of a canvas are multiples of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the model says of one slice; boxes and masks are in pixels of the slice as given.
+
+    Attributes:
+      height: of the slice, pixels.
+      width: of the slice, pixels.
+      class_logits: [K] float32, one per image class (normal, common pneumonia, COVID-19).
+      class_probabilities: [K] float32, their softmax.
+      predicted_class: index of the largest logit.
+      boxes: [n, 4] float32, XYXY.
+      scores: [n] float32 in [0, 1], decreasing.
+      labels: [n] int32, lesion class (1 where lesions are one class).
+      masks: n COCO run-length encodings {"size": [height, width], "counts": str}; None if masks
+        were not asked for.
+    """
+
+    height: int
+    width: int
+    class_logits: np.ndarray
+    class_probabilities: np.ndarray
+    predicted_class: int
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    masks: list[dict[str, Any]] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON can hold: `height`, `width`, `class_logits`, `class_probabilities`,
+        `predicted_class`, and `detections`, a list of `box`, `score` and (if predicted) `mask`.
+        """
+        detections = [
+            {"box": box.tolist(), "score": float(score)}
+            for box, score in zip(self.boxes, self.scores, strict=True)
+        ]
+        if self.masks is not None:
+            for detection, mask in zip(detections, self.masks, strict=True):
+                detection["mask"] = mask
+        return {
+            "height": self.height,
+            "width": self.width,
+            "class_logits": self.class_logits.tolist(),
+            "class_probabilities": self.class_probabilities.tolist(),
+            "predicted_class": self.predicted_class,
+            "detections": detections,
+        }
+
+
+class Predictor:
+    """A model ready to be called on slices.
+
+    Slices are resized as in training (short side to the model's image size, long side bounded),
+    batched by the size of their padded canvas, and predicted by one jitted call a batch; the first
+    slice of each canvas size waits for a compilation.
+    """
+
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        variables: Mapping[str, Any],
+        score_threshold: float = 0.75,
+        nms_threshold: float = 0.5,
+        masks: bool = True,
+        batch_size: int = 1,
+    ):
+        """Takes a model.
+
+        Args:
+          model_config: the model.
+          variables: {"params": ..., "batch_stats": ...}.
+          score_threshold: detections have a larger score, in [0, 1].
+          nms_threshold: IoU above which the lower-scored box is dropped, in [0, 1].
+          masks: whether to predict masks.
+          batch_size: slices a call; smaller batches are filled up, to compile only once.
+
+        Raises:
+          ValueError: a threshold outside [0, 1], or a batch size below 1.
+        """
+        for name, value in (("score", score_threshold), ("nms", nms_threshold)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name}_threshold must lie in [0, 1], not {value}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        self.model_config = model_config
+        self.variables = jax.device_put(dict(variables))
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.masks = masks
+        self.batch_size = batch_size
+        self._predict = _predict_fn(model_config, masks)
+
+    def __call__(self, image: np.ndarray) -> Prediction:
+        """Predicts one slice; see `predict_batch`."""
+        return self.predict_batch([image])[0]
+
+    def predict_batch(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+        """Predicts slices of any sizes.
+
+        Args:
+          images: each [H, W] or [H, W, 3]; uint8, or float in [0, 1].
+
+        Returns:
+          One Prediction a slice, in the order given.
+
+        Raises:
+          ValueError: another shape or type, no pixels, or values outside [0, 1].
+        """
+        results: list[Prediction | None] = [None] * len(images)
+        for indices, sizes, outputs in self._run(images):
+            for row, index in enumerate(indices):
+                original = np.shape(images[index])[:2]
+                results[index] = _in_original_pixels(outputs, row, sizes[row], original)
+        return results
+
+    def class_logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Class logits alone, [N, K] float32: `predict_batch` without the work on detections."""
+        logits = np.zeros((len(images), self.model_config.image_classes), np.float32)
+        for indices, _, outputs in self._run(images):
+            logits[indices] = outputs.class_logits[: len(indices)]
+        return logits
+
+    def _run(self, images):
+        """Yields (indices into `images`, resized sizes [B, 2], Predictions on the host)."""
+        config = self.model_config
+        prepared = [prepare(image, config.image_size, config.max_size) for image in images]
+        by_canvas: dict[tuple[int, int], list[int]] = {}
+        for index, image in enumerate(prepared):
+            by_canvas.setdefault(_canvas(image.shape), []).append(index)
+        for canvas, members in by_canvas.items():
+            for start in range(0, len(members), self.batch_size):
+                indices = members[start : start + self.batch_size]
+                batch = np.zeros((self.batch_size, *canvas, 3), np.float32)
+                sizes = np.full((self.batch_size, 2), PADDING_MULTIPLE, np.int32)
+                for row, index in enumerate(indices):
+                    height, width = prepared[index].shape[:2]
+                    batch[row, :height, :width] = prepared[index]
+                    sizes[row] = height, width
+                thresholds = (self.score_threshold, self.nms_threshold)
+                outputs = self._predict(self.variables, batch, sizes, *thresholds)
+                yield indices, sizes, jax.device_get(outputs)
+
+
+def load(
+    path: str | os.PathLike,
+    score_threshold: float = 0.75,
+    nms_threshold: float = 0.5,
+    masks: bool = True,
+    batch_size: int = 1,
+) -> Predictor:
+    """The model of a checkpoint, ready to be called.
+
+    Args:
+      path: a run's working directory (its best checkpoint, or else the latest), its folder of
+        checkpoints, or the folder of one step.
+      score_threshold: detections have a larger score.
+      nms_threshold: IoU above which the lower-scored box is dropped.
+      masks: whether to predict masks.
+      batch_size: slices a call.
+
+    Returns:
+      A Predictor: `predictor(image) -> Prediction` with image [H, W] or [H, W, 3], uint8 or float
+      in [0, 1].
+
+    Raises:
+      CheckpointError: no checkpoint there, not ours, or damaged.
+      ValueError: a threshold outside [0, 1].
+    """
+    from ssm_jax.checkpoints import load_model
+
+    model_config, variables, _ = load_model(path)
+    return Predictor(model_config, variables, score_threshold, nms_threshold, masks, batch_size)
+
+
+def prepare(image: np.ndarray, image_size: int, max_size: int) -> np.ndarray:
+    """Checks a slice and resizes it for the model.
+
+    Args:
+      image: [H, W] or [H, W, 3], uint8 or float in [0, 1].
+      image_size: pixels of the resized short side.
+      max_size: bound of the resized long side, pixels.
+
+    Returns:
+      [h, w, 3] float32 in [0, 1].
+
+    Raises:
+      ValueError: what is wrong with the slice.
+    """
+    image = np.asarray(image)
+    if image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
+        raise ValueError(f"a slice must be [H, W] or [H, W, 3], not {list(image.shape)}")
+    if image.size == 0:
+        raise ValueError(f"a slice needs pixels, this one has the shape {list(image.shape)}")
+    if image.dtype == np.uint8:
+        values = image.astype(np.float32) / 255
+    elif np.issubdtype(image.dtype, np.floating):
+        values = image.astype(np.float32)
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(
+                f"a float slice must lie in [0, 1], this one spans [{low:g}, {high:g}]; apply a CT "
+                "window and rescale it first"
+            )
+    else:
+        raise ValueError(f"a slice must be uint8 or float in [0, 1], not {image.dtype}")
+    values = values[..., None] if values.ndim == 2 else values
+    height, width = resized_shape(*values.shape[:2], image_size, max_size)
+    if (height, width) != values.shape[:2]:
+        values = resize_bilinear(values, height, width)
+    return np.broadcast_to(values, (height, width, 3))
+
+
+@functools.lru_cache
+def _predict_fn(model_config: ModelConfig, masks: bool):
+    """One jitted function a model, whatever weights it gets: compiled once a process."""
+    return make_predict_fn(model_config, masks=masks)
+
+
+def _canvas(shape: Sequence[int]) -> tuple[int, int]:
+    """Height and width of a slice padded to multiples of 32."""
+    height, width = (-(-side // PADDING_MULTIPLE) * PADDING_MULTIPLE for side in shape[:2])
+    return height, width
+
+
+def _in_original_pixels(
+    outputs: Predictions, row: int, resized: np.ndarray, original: tuple[int, int]
+) -> Prediction:
+    """One slice of a batch's outputs, with boxes scaled back and masks pasted."""
+    height, width = original
+    used = outputs.valid[row]
+    scale = np.array([width, height, width, height]) / resized[[1, 0, 1, 0]]
+    boxes = (outputs.boxes[row][used] * scale).astype(np.float32)
+    masks = None
+    if outputs.mask_probabilities is not None:
+        masks = encode_masks(outputs.mask_probabilities[row][used], boxes, height, width)
+    logits = outputs.class_logits[row]
+    exponentials = np.exp(logits - logits.max())
+    return Prediction(
+        height=height,
+        width=width,
+        class_logits=logits,
+        class_probabilities=exponentials / exponentials.sum(),
+        predicted_class=int(logits.argmax()),
+        boxes=boxes,
+        scores=outputs.scores[row][used],
+        labels=outputs.labels[row][used],
+        masks=masks,
+    )

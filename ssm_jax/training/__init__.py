@@ -1,0 +1,1 @@
+"""Training: state, optimiser, the two steps, and the loop around them."""

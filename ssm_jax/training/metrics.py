@@ -1,0 +1,152 @@
+"""Metrics of a run on disk: JSON lines for programs, TensorBoard events for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+from ssm_jax.evaluation import json_ready
+
+METRICS_LINES = "metrics.jsonl"
+METRICS_FILE = "metrics.json"
+EVENTS_FOLDER = "tensorboard"
+
+
+class MetricsWriter:
+    """Appends to `<workdir>/metrics.jsonl` and to TensorBoard events in `<workdir>/tensorboard`.
+
+    A line is {"step": ..., "kind": "train" or "evaluation", and the metrics}; NaN and infinite
+    numbers are null. Lines hold nothing that depends on time or machine load, so that a resumed
+    run writes the same file as one that was never interrupted.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, resumed_step: int = 0, evaluated: bool = True):
+        """Opens both; what a killed run wrote after its last checkpoint is dropped.
+
+        Args:
+          workdir: of the run.
+          resumed_step: step of the checkpoint the run goes on from; 0 starts over.
+          evaluated: whether that checkpoint has an evaluation; if not, a line that tells of one
+            at this step is dropped too.
+        """
+        self._path = pathlib.Path(workdir) / METRICS_LINES
+        _drop_lines_after(self._path, resumed_step, evaluated)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(
+            str(pathlib.Path(workdir) / EVENTS_FOLDER),
+            purge_step=resumed_step + 1 if resumed_step else None,
+        )
+
+    def write(self, step: int, kind: str, metrics: Mapping[str, Any]) -> None:
+        """Appends one line, which is handed to the operating system before this returns.
+
+        Args:
+          step: iterations done.
+          kind: "train" or "evaluation"; also the group of the TensorBoard tags.
+          metrics: flat; numbers go to both files, anything else to the JSON line only.
+        """
+        line = {"step": step, "kind": kind} | json_ready(metrics)
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+        self.write_scalars(step, kind, metrics)
+
+    def write_scalars(self, step: int, kind: str, metrics: Mapping[str, Any]) -> None:
+        """Writes the finite numbers among the metrics to TensorBoard only."""
+        for name, value in json_ready(metrics).items():
+            if isinstance(value, int | float):
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Closes both files."""
+        self._file.close()
+        self._events.close()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def _drop_lines_after(path: pathlib.Path, step: int, evaluated: bool) -> None:
+    """Rewrites the file without what follows a checkpoint, and without a half-written line."""
+    if not path.exists():
+        return
+
+    def stays(line: str) -> bool:
+        try:
+            entry = json.loads(line)
+            earlier = entry["step"] < step
+            same = step > 0 and entry["step"] == step
+            return earlier or (same and (evaluated or entry["kind"] != "evaluation"))
+        except (ValueError, KeyError, TypeError):
+            return False
+
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    write_text_atomically(path, "".join(x for x in lines if x.endswith("\n") and stays(x)))
+
+
+def read_lines(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+    """All lines of `<workdir>/metrics.jsonl`, oldest first."""
+    text = (pathlib.Path(workdir) / METRICS_LINES).read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Writes a JSON file (NaN as null) that is never seen half-written."""
+    ready = json_ready({"": value})[""]
+    write_text_atomically(pathlib.Path(path), json.dumps(ready, indent=2, allow_nan=False) + "\n")
+
+
+def write_text_atomically(path: pathlib.Path, text: str) -> None:
+    """Replaces a text file at once; its old content stays if writing fails."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+class MetricsWindow:
+    """Means of scalars between two lines of metrics; NaN (a skipped step) takes no part.
+
+    Its content is plain JSON, and part of a checkpoint: a run resumed in the middle of a window
+    writes the line that it would have written.
+    """
+
+    def __init__(self):
+        """Starts empty."""
+        self.totals: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, metrics: Mapping[str, float]) -> None:
+        """Adds the scalars of one iteration."""
+        for name, value in metrics.items():
+            known = not math.isnan(value)
+            self.totals[name] = self.totals.get(name, 0.0) + (float(value) if known else 0.0)
+            self.counts[name] = self.counts.get(name, 0) + known
+
+    def means(self) -> dict[str, float]:
+        """Mean of every scalar, in order of appearance; NaN where every value was NaN."""
+        return {
+            name: total / self.counts[name] if self.counts[name] else math.nan
+            for name, total in self.totals.items()
+        }
+
+    def clear(self) -> None:
+        """Empties the window."""
+        self.totals.clear()
+        self.counts.clear()
+
+    def get_state(self) -> dict[str, Any]:
+        """The content, as JSON can hold."""
+        return {"totals": dict(self.totals), "counts": dict(self.counts)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Takes over the content of another window."""
+        self.totals = dict(state["totals"])
+        self.counts = dict(state["counts"])

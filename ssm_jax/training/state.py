@@ -1,0 +1,75 @@
+"""The state of a run: one immutable pytree of arrays."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax import Array
+
+from ssm_jax.config import ModelConfig
+from ssm_jax.models.ssm import init_variables
+from ssm_jax.training import optimizer
+
+# "Best so far" before the first segmentation step, as in the reference.
+WORST_LOSS = 10000.0
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a step reads and writes.
+
+    Attributes:
+      step: int32, iterations done.
+      params: nested dict of float32 arrays.
+      batch_stats: running BN statistics, nested dict.
+      opt_state: optimiser state by parameter group.
+      best_seg_loss: float32, the smallest segmentation loss so far.
+      key: uint32 key data of the run; step keys are folded out of it.
+    """
+
+    step: Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    best_seg_loss: Array
+    key: Array
+
+
+def create_state(config: ml_collections.ConfigDict, key: Array) -> TrainState:
+    """A fresh state.
+
+    Args:
+      config: of the run.
+      key: PRNG key; initialises the parameters and drives all sampling of the run.
+
+    Returns:
+      TrainState at step 0.
+    """
+    init_key, run_key = jax.random.split(key)
+    variables = init_variables(ModelConfig.from_mapping(config.model.to_dict()), init_key)
+    return state_from_variables(config, variables, run_key)
+
+
+def state_from_variables(
+    config: ml_collections.ConfigDict, variables: dict[str, Any], key: Array
+) -> TrainState:
+    """A state at step 0 that starts from given weights.
+
+    Args:
+      config: of the run.
+      variables: {"params": ..., "batch_stats": ...}.
+      key: PRNG key that drives all sampling of the run.
+
+    Returns:
+      TrainState at step 0, with fresh moments.
+    """
+    params = jax.tree.map(jnp.asarray, variables["params"])
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=jax.tree.map(jnp.asarray, variables["batch_stats"]),
+        opt_state=optimizer.init(params, config.train.weight_decay),
+        best_seg_loss=jnp.asarray(WORST_LOSS, jnp.float32),
+        key=jax.random.key_data(key),
+    )

@@ -1,0 +1,321 @@
+"""The two steps of an iteration (paper, section 3.3), as jitted pure functions.
+
+A segmentation step trains everything but the classification branch and module S, and copies the
+segmentation branch into the classification branch when its loss is the best so far. A
+classification step trains module S and, by update rule, the backbone.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax import Array, lax
+
+from ssm_jax import losses
+from ssm_jax.config import ModelConfig
+from ssm_jax.models import ssm
+from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS
+from ssm_jax.training import optimizer, targets
+from ssm_jax.training.state import TrainState
+
+SEGMENTATION_KEY, CLASSIFICATION_KEY = 0, 1
+SEGMENTATION_LOSSES = (
+    "loss_objectness",
+    "loss_rpn_box",
+    "loss_roi_class",
+    "loss_roi_box",
+    "loss_mask",
+)
+
+
+def make_steps(config: ml_collections.ConfigDict, total_steps: int = 0):
+    """Builds both steps of a run; each donates the state it is given.
+
+    Args:
+      config: of the run; `model` and `train` are read.
+      total_steps: iterations of the run, which a decaying schedule needs.
+
+    Returns:
+      segmentation_step(state, batch["seg"]) and classification_step(state, batch["cls"]), both
+      -> (state, metrics), metrics being a flat dict of scalars. One iteration is one call of each,
+      in this order; the second advances `state.step`.
+    """
+    model = ModelConfig.from_mapping(config.model.to_dict())
+    train = config.train
+    schedule = optimizer.make_schedule(train, total_steps)
+    classification_groups = optimizer.CLASSIFICATION_STEP[train.update_rule]
+    copy = make_copy(model, train.copy_rule, train.copy_ema)
+
+    def segmentation_update(state, batch):
+        key = _step_key(state, SEGMENTATION_KEY)
+
+        def loss_of(stepped):
+            params = _with_groups(state.params, stepped)
+            return segmentation_loss(model, params, state.batch_stats, batch, key)
+
+        stepped = _groups(state.params, optimizer.SEGMENTATION_STEP)
+        (loss, aux), gradients = jax.value_and_grad(loss_of, has_aux=True)(stepped)
+        batch_stats, metrics = aux
+        improved = loss < state.best_seg_loss
+        # The branch that produced the loss is copied, so the copy comes before the update.
+        params = copy(state.params, improved)
+        params, opt_state = optimizer.apply_gradients(
+            params, state.opt_state, gradients, schedule(state.step), train.weight_decay
+        )
+        best = jnp.where(improved, loss, state.best_seg_loss)
+        metrics |= {
+            "copied": improved if train.copy_rule == "best" else jnp.asarray(True),
+            "best_seg_loss": best,
+            "seg_grad_norm": optax.tree.norm(gradients),
+        }
+        state = state.replace(
+            params=params, batch_stats=batch_stats, opt_state=opt_state, best_seg_loss=best
+        )
+        return state, metrics
+
+    def segmentation_step(state: TrainState, batch: dict[str, Array]):
+        # Both outcomes of `lax.cond` would hold convolutions, whose gradients a CPU computes far
+        # slower in there; a selection costs the rare skipped step its time, and nothing else.
+        updated, metrics = segmentation_update(state, batch)
+        present = batch["valid"].any()
+        nothing = {
+            name: jnp.full_like(value, jnp.nan if value.dtype == jnp.float32 else 0)
+            for name, value in metrics.items()
+        }
+        nothing["best_seg_loss"] = state.best_seg_loss
+        state, metrics = jax.tree.map(
+            lambda new, old: jnp.where(present, new, old), (updated, metrics), (state, nothing)
+        )
+        return state, metrics | {"skipped": ~present}
+
+    def classification_step(state: TrainState, batch: dict[str, Array]):
+        key = _step_key(state, CLASSIFICATION_KEY)
+
+        def loss_of(stepped):
+            params = _with_groups(state.params, stepped)
+            return classification_loss(model, params, state.batch_stats, batch, key)
+
+        stepped = _groups(state.params, classification_groups)
+        (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(stepped)
+        params, opt_state = optimizer.apply_gradients(
+            state.params, state.opt_state, gradients, schedule(state.step), train.weight_decay
+        )
+        metrics |= {"cls_grad_norm": optax.tree.norm(gradients)}
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return (
+        jax.jit(segmentation_step, donate_argnums=0),
+        jax.jit(classification_step, donate_argnums=0),
+    )
+
+
+def make_copy(model: ModelConfig, rule: str, decay: float):
+    """Builds the rule by which the segmentation branch reaches the classification branch.
+
+    Args:
+      model: with one RoI branch nothing is copied.
+      rule: "best" copies on a best loss so far, "every_step" always, "ema" averages exponentially.
+      decay: of the average.
+
+    Returns:
+      copy(params, improved) -> params.
+    """
+
+    def copy(params, improved):
+        if model.branches == 1:
+            return params
+        source, target = params["segmentation_branch"], params["classification_branch"]
+        if rule == "ema":
+            copied = optax.incremental_update(source, target, 1 - decay)
+        else:
+            take = improved if rule == "best" else True
+            copied = jax.tree.map(lambda s, t: jnp.where(take, s, t), source, target)
+        return {**params, "classification_branch": copied}
+
+    return copy
+
+
+def segmentation_loss(
+    model: ModelConfig, params: Any, batch_stats: Any, batch: dict[str, Array], key: Array
+) -> tuple[Array, tuple[Any, dict[str, Array]]]:
+    """L_SEG of a batch, BN in training mode. Slices without objects take no part.
+
+    Args:
+      model: the model.
+      params: nested dict.
+      batch_stats: running BN statistics.
+      batch: `image` [B, H, W, C], `image_size` [B, 2], `instances` [B, H, W], `boxes` [B, M, 4],
+        `labels` [B, M], `valid` [B, M].
+      key: PRNG key of the sampling.
+
+    Returns:
+      The sum of the five losses, and (updated batch_stats, metrics).
+    """
+    variables = {"params": params, "batch_stats": batch_stats}
+    images, image_sizes = batch["image"], batch["image_size"]
+    has_objects = batch["valid"].any(axis=1)
+    features, updated = ssm.stage(
+        model,
+        variables,
+        "extract",
+        images,
+        image_sizes,
+        train=True,
+        example_mask=has_objects,
+        mutable=["batch_stats"],
+    )
+    anchor_key, roi_key = jax.random.split(key)
+    objectness, deltas = ssm.stage(model, variables, "score_anchors", features)
+    anchors = jnp.asarray(ssm.anchors_for(model, features.shape[1:3]))
+    keys = jax.random.split(anchor_key, images.shape[0])
+    sampled = targets.anchor_targets(model, anchors, batch, keys)
+    rpn = losses.rpn_losses(
+        jnp.take_along_axis(objectness, sampled.indices, axis=1),
+        jnp.take_along_axis(deltas, sampled.indices[..., None], axis=1),
+        sampled.deltas,
+        sampled.positive,
+        sampled.valid,
+    )
+
+    proposals = ssm.propose(model, objectness, deltas, anchors, image_sizes)
+    keys = jax.random.split(roi_key, images.shape[0])
+    rois = targets.roi_targets(model, proposals, batch, keys)
+    roi_features = ssm.align(model, features, rois.boxes, BOX_BINS)
+    outputs = ssm.stage(model, variables, "segment_boxes", roi_features)
+    roi = losses.roi_losses(
+        outputs.logits,
+        outputs.deltas,
+        rois.labels.reshape(-1),
+        rois.deltas.reshape(-1, 4),
+        rois.valid.reshape(-1),
+    )
+    mask = _mask_loss(model, variables, features, batch, rois)
+
+    parts = dict(zip(SEGMENTATION_LOSSES, (*rpn, *roi, mask), strict=True))
+    total = sum(parts.values())
+    metrics = {"loss_seg": total, **parts, "positives": rois.positive.sum()}
+    return total, (updated["batch_stats"], metrics)
+
+
+def _mask_loss(
+    model: ModelConfig,
+    variables: Any,
+    features: Array,
+    batch: dict[str, Array],
+    rois: targets.RoITargets,
+) -> Array:
+    """Mask loss of the positive RoIs, at the smallest static size that holds them."""
+    slots = min(model.roi_positives, rois.boxes.shape[1])
+    wanted = targets.mask_targets_of(batch, rois, slots)
+
+    def at_size(size, features, params):
+        if size == 0:
+            return jnp.zeros(())
+        roi_features = ssm.align(model, features, rois.boxes[:, :size], MASK_BINS)
+        logits = ssm.stage(model, {"params": params}, "predict_masks", roi_features)
+        return losses.mask_loss(
+            logits,
+            rois.labels[:, :size].reshape(-1),
+            wanted[:, :size].reshape(-1, *wanted.shape[2:]),
+            rois.positive[:, :size].reshape(-1),
+        )
+
+    most = rois.positive.sum(axis=1).max()
+    params = variables["params"]
+    return ssm.at_smallest_bucket(most, slots, at_size, features, params)
+
+
+def classification_loss(
+    model: ModelConfig, params: Any, batch_stats: Any, batch: dict[str, Array], key: Array
+) -> tuple[Array, dict[str, Array]]:
+    """L_CLS of a batch, BN in inference mode.
+
+    The RoI batch is chosen without gradient; RoIAlign and the branch then run once more on the
+    few chosen RoIs, so that the gradient costs 128 RoIs instead of 1000.
+
+    Args:
+      model: the model.
+      params: nested dict.
+      batch_stats: running BN statistics.
+      batch: `image` [B, H, W, C], `image_size` [B, 2], `label` [B] int32.
+      key: PRNG key of the stretching.
+
+    Returns:
+      The loss, and metrics.
+    """
+    variables = {"params": params, "batch_stats": batch_stats}
+    fixed = lax.stop_gradient(variables)
+    images, image_sizes = batch["image"], batch["image_size"]
+    count = images.shape[0]
+    features = ssm.stage(model, variables, "extract", images, image_sizes, train=False)
+
+    still = lax.stop_gradient(features)
+    proposals = ssm.proposals_from(model, fixed, still, image_sizes)
+    every = ssm.align(model, still, proposals.boxes, BOX_BINS)
+    outputs = ssm.stage(model, fixed, "classify_boxes", every)
+    keys = jax.random.split(key, count)
+    selection = ssm.select_rois(model, outputs, proposals, image_sizes, keys)
+
+    chosen = jnp.take_along_axis(proposals.boxes, selection.indices[..., None], axis=1)
+    chosen_features = ssm.align(model, features, chosen, BOX_BINS)
+    outputs = ssm.stage(model, variables, "classify_boxes", chosen_features)
+    scores = jax.nn.softmax(outputs.logits)[:, ssm.LESION, None]
+    rows = jnp.concatenate([scores, outputs.deltas[:, ssm.LESION]], axis=1)
+    rows = rows.reshape(count, model.selection_size, 5)
+    empty = selection.count == 0
+    rows = jnp.where(empty[:, None, None], 0, rows)
+    logits = ssm.stage(model, variables, "read_class", rows)
+
+    loss = losses.classification_loss(logits, batch["label"])
+    correct = (logits.argmax(axis=-1) == batch["label"]).mean()
+    metrics = {"loss_cls": loss, "cls_correct": correct, "roi_batch_empty": empty.sum()}
+    return loss, metrics
+
+
+def make_bn_estimator(config: ml_collections.ConfigDict):
+    """Builds the re-estimation of BN statistics over a set of slices.
+
+    At batch size 1 and a high learning rate the running statistics lag behind the weights; the
+    plain average over some slices, taken with the final weights, does not.
+
+    Args:
+      config: of the run; `model` is read.
+
+    Returns:
+      estimate(params, average, images [B, H, W, C], image_sizes [B, 2], seen) -> average, where
+      `average` is a tree like batch_stats that holds the mean over the `seen` batches before this
+      one. Start with the running statistics and seen = 0; jitted.
+    """
+    model = ModelConfig.from_mapping({**config.model.to_dict(), "bn_momentum": 1.0})
+
+    @jax.jit
+    def estimate(params, average, images, image_sizes, seen):
+        variables = {"params": params, "batch_stats": average}
+        _, updated = ssm.stage(
+            model, variables, "extract", images, image_sizes, train=True, mutable=["batch_stats"]
+        )
+
+        def mix(old, batch):
+            # Update counts are integers, and stay.
+            is_count = jnp.issubdtype(old.dtype, jnp.integer)
+            return old if is_count else old + (batch - old) / (seen + 1)
+
+        return jax.tree.map(mix, average, updated["batch_stats"])
+
+    return estimate
+
+
+def _step_key(state: TrainState, purpose: int) -> Array:
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    return jax.random.fold_in(key, purpose)
+
+
+def _groups(params: Any, names: tuple[str, ...]) -> dict[str, optimizer.Flat]:
+    parts = optimizer.split(params)
+    return {name: parts[name] for name in names}
+
+
+def _with_groups(params: Any, stepped: dict[str, optimizer.Flat]) -> dict[str, Any]:
+    return optimizer.merge({**optimizer.split(params), **stepped})

@@ -1,0 +1,78 @@
+"""Lesion objects against a plain flood fill."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ssm_jax.data.objects import component_areas, lesion_objects
+
+
+def flood_fill(mask):
+    """Components of values >= 2 in the order of their first pixel: lists of (row, column)."""
+    left = {tuple(p) for p in np.argwhere(mask >= 2)}
+    components = []
+    for start in map(tuple, np.argwhere(mask >= 2)):
+        if start not in left:
+            continue
+        left.remove(start)
+        pixels, front = [], [start]
+        while front:
+            row, column = front.pop()
+            pixels.append((row, column))
+            for dr in (-1, 0, 1):
+                for dc in (-1, 0, 1):
+                    near = (row + dr, column + dc)
+                    if near in left:
+                        left.remove(near)
+                        front.append(near)
+        components.append(pixels)
+    return components
+
+
+masks = hnp.arrays(
+    np.uint8, st.tuples(st.integers(1, 14), st.integers(1, 14)), elements=st.integers(0, 3)
+)
+
+
+@given(masks, st.integers(0, 6))
+def test_equals_flood_fill(mask, min_area):
+    components = flood_fill(mask)
+    large = [pixels for pixels in components if len(pixels) > min_area]
+    expected = np.zeros(mask.shape, np.uint8)
+    boxes = []
+    for k, pixels in enumerate(large):
+        rows, columns = np.array(pixels).T
+        expected[rows, columns] = k + 1
+        boxes.append((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
+
+    instances, found = lesion_objects(mask, min_area)
+
+    assert instances.dtype == np.uint8 and found.dtype == np.float32
+    np.testing.assert_array_equal(instances, expected)
+    np.testing.assert_array_equal(found, np.array(boxes, np.float32).reshape(-1, 4))
+    np.testing.assert_array_equal(component_areas(mask), [len(pixels) for pixels in components])
+
+
+def test_ground_glass_and_consolidation_are_one_object_and_corners_connect():
+    mask = np.zeros((6, 6), np.uint8)
+    mask[1, 1], mask[2, 2], mask[3, 3], mask[4, 4] = 2, 3, 2, 3
+    instances, boxes = lesion_objects(mask, 3)
+    np.testing.assert_array_equal(boxes, [[1, 1, 5, 5]])
+    np.testing.assert_array_equal(instances, mask >= 2)
+
+
+def test_an_object_is_larger_than_min_area():
+    mask = np.zeros((20, 30), np.uint8)
+    mask[:10, :10] = 2  # 100 pixels
+    mask[12:, 10:] = 3  # 160 pixels
+    _, boxes = lesion_objects(mask)
+    np.testing.assert_array_equal(boxes, [[10, 12, 30, 20]])
+
+
+def test_more_objects_than_a_label_map_holds():
+    mask = np.zeros((40, 40), np.uint8)
+    mask[::2, ::2] = 2
+    with pytest.raises(ValueError, match="400 objects"):
+        lesion_objects(mask, 0)

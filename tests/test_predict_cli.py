@@ -1,0 +1,207 @@
+"""The programs `import_reference` and `predict`, as a user runs them."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+from PIL import Image
+
+from experiments import predict
+from ssm_jax.checkpoints import save_model
+from ssm_jax.config import ModelConfig
+from ssm_jax.evaluation import rle
+from tests.shared import REFERENCE, needs_reference
+from tests.tiny import get_config, random_variables
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def run(program, *flags):
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{program}", *map(str, flags)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def entries_of(folder):
+    return json.loads((folder / "predictions.json").read_text())
+
+
+@needs_reference
+def test_recorded_class_logits_through_the_command_line(tmp_path):
+    weights = REFERENCE / "weights_r18_3.npz"
+    done = run("import_reference", f"--weights={weights}", f"--output={tmp_path / 'model'}")
+    assert done.returncode == 0, done.stderr
+    recordings = sorted(p for p in REFERENCE.glob("eval_*.npz") if "r18_2" not in p.name)
+    assert len(recordings) == 3
+    (tmp_path / "slices").mkdir()
+    expected = []
+    for path in recordings:
+        recorded = np.load(path)
+        Image.fromarray(recorded["image"]).save(tmp_path / "slices" / f"{path.stem}.png")
+        expected.append(recorded["class_logits"])
+    done = run(
+        "predict",
+        f"--checkpoint={tmp_path / 'model'}",
+        f"--inputs={tmp_path / 'slices'}",
+        f"--output_dir={tmp_path / 'out'}",
+        "--score_threshold=0.05",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    entries = entries_of(tmp_path / "out")
+    assert [pathlib.Path(e["file"]).stem for e in entries] == [p.stem for p in recordings]
+    logits = np.array([e["class_logits"] for e in entries])
+    assert np.abs(logits - expected).max() < 1e-2
+    for entry, path in zip(entries, recordings, strict=True):
+        recorded = np.load(path)
+        detections = entry["detections"]
+        assert abs(len(detections) - len(recorded["det_scores"])) <= 1
+        count = min(len(detections), 3)
+        scores = [d["score"] for d in detections[:count]]
+        np.testing.assert_allclose(scores, recorded["det_scores"][:count], atol=1e-3)
+        boxes = [d["box"] for d in detections[:count]]
+        np.testing.assert_allclose(boxes, recorded["det_boxes"][:count], atol=0.1)
+        # A recorded mask and ours may differ in pixels whose probability is next to one half.
+        masks = np.unpackbits(recorded["out_masks"], axis=-1)[..., :512].astype(bool)
+        ours = rle.decode(detections[0]["mask"]).astype(bool)
+        union = (ours | masks[0]).sum()
+        assert union == 0 or (ours & masks[0]).sum() / union > 0.99
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A small model of random weights."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    config = ModelConfig.from_mapping(get_config().model.to_dict())
+    save_model(folder, config, random_variables(config))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Slices of several kinds, and a file that is none."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "slices"
+    (folder / "deeper").mkdir(parents=True)
+    wide = rng.integers(0, 256, (40, 100), np.uint8)
+    Image.fromarray(wide).save(folder / "wide.png")
+    color = rng.integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(color).save(folder / "deeper" / "color.JPG")
+    Image.fromarray(np.dstack([color, color[..., :1]])).save(folder / "alpha.png")
+    Image.fromarray(wide.astype(np.uint16) * 100).save(folder / "deep.png")
+    (folder / "cut.png").write_bytes((folder / "wide.png").read_bytes()[:500])
+    (folder / "notes.txt").write_text("no slice")
+    return folder
+
+
+def call(checkpoint, output, *inputs, **others):
+    """Runs the program in this process; returns its exit code."""
+    values = {
+        "checkpoint": str(checkpoint),
+        "inputs": [str(i) for i in inputs[:1]],
+        "output_dir": str(output),
+        "score_threshold": 0.05,
+        **others,
+    }
+    with flagsaver.flagsaver(**values):
+        try:
+            predict.main(["predict", *map(str, inputs[1:])])
+        except SystemExit as end:
+            return end.code
+    return 0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def parsed_flags():
+    """Absl wants its flags parsed once, before they are read."""
+    required = ["--checkpoint=x", "--inputs=x", "--output_dir=x"]
+    with flagsaver.flagsaver():
+        predict.flags.FLAGS(["predict", *required])
+        yield
+
+
+def test_a_folder_with_unreadable_files(checkpoint, folder, tmp_path, capsys):
+    assert call(checkpoint, tmp_path / "out", folder, overlays=True) == 1
+    entries = entries_of(tmp_path / "out")
+    names = [str(pathlib.Path(e["file"]).relative_to(folder)) for e in entries]
+    assert names == ["alpha.png", "cut.png", "deep.png", "deeper/color.JPG", "wide.png"]
+    by_name = dict(zip(names, entries, strict=True))
+    assert by_name["cut.png"].keys() == {"file", "error"}
+    assert "8 bits" in by_name["deep.png"]["error"]
+    shown = capsys.readouterr()
+    assert "3 of 5 inputs" in shown.out
+    assert "cut.png" in shown.err
+    wide = by_name["wide.png"]
+    assert wide.keys() == {
+        *("file", "height", "width", "class_logits", "class_probabilities"),
+        *("predicted_class", "detections"),
+    }
+    assert (wide["height"], wide["width"]) == (40, 100)
+    assert sum(wide["class_probabilities"]) == pytest.approx(1)
+    assert wide["predicted_class"] == int(np.argmax(wide["class_logits"]))
+    assert wide["detections"]
+    for detection in wide["detections"]:
+        assert detection.keys() == {"box", "score", "mask"}
+        x1, y1, x2, y2 = detection["box"]
+        assert 0 <= x1 <= x2 <= 100
+        assert 0 <= y1 <= y2 <= 40
+        assert 0.05 < detection["score"] <= 1
+        assert isinstance(detection["mask"]["counts"], str)
+        assert rle.decode(detection["mask"]).shape == (40, 100)
+    assert len(list((tmp_path / "out" / "overlays").glob("*.png"))) == 3
+
+
+def test_without_masks(checkpoint, folder, tmp_path):
+    assert call(checkpoint, tmp_path / "out", folder / "wide.png", masks=False) == 0
+    (entry,) = entries_of(tmp_path / "out")
+    assert entry["detections"]
+    assert all(d.keys() == {"box", "score"} for d in entry["detections"])
+
+
+def test_several_inputs_keep_their_order(checkpoint, folder, tmp_path):
+    wide, color = folder / "wide.png", folder / "deeper" / "color.JPG"
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert call(checkpoint, tmp_path / "out", wide, empty, "nowhere.png", f"{color},{wide}") == 1
+    entries = entries_of(tmp_path / "out")
+    files = [e["file"] for e in entries]
+    assert files == [str(wide), str(empty), "nowhere.png", str(color), str(wide)]
+    assert entries[1]["error"] == "the folder holds no PNG or JPEG file"
+    assert entries[2]["error"] == "no such file"
+    assert entries[0] == entries[4]
+
+
+def test_a_name_with_a_comma_is_one_file(folder):
+    (folder / "a,b.png").write_bytes(b"")
+    assert predict.find_inputs([str(folder / "a,b.png")]) == [str(folder / "a,b.png")]
+
+
+def test_a_missing_checkpoint_is_one_line(folder, tmp_path):
+    message = call(tmp_path / "nowhere", tmp_path / "out", folder / "wide.png")
+    assert "no checkpoint at" in message
+    assert "\n" not in message
+
+
+def test_import_reports_wrong_weights_without_a_traceback(tmp_path):
+    np.savez(tmp_path / "weights.npz", **{"backbone.body.conv1.weight": np.zeros((2, 2))})
+    output = tmp_path / "model"
+    done = run("import_reference", f"--weights={tmp_path / 'weights.npz'}", f"--output={output}")
+    assert done.returncode == 1
+    assert "missing: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not output.exists()
+
+
+def test_help_shows_examples():
+    for program in ("main", "predict", "import_reference"):
+        done = run(program, "--help")
+        assert f"python -m experiments.{program} --" in done.stdout
+        assert "Traceback" not in done.stderr

@@ -1,0 +1,138 @@
+"""The predictor: any size and type of slice, everything in the slice's own pixels."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import ssm_jax
+from ssm_jax.checkpoints import save_model
+from ssm_jax.config import ModelConfig
+from ssm_jax.evaluation import rle
+from ssm_jax.models.inference import make_predict_fn
+from ssm_jax.ops.masks import paste_mask
+from ssm_jax.predictor import prepare
+from ssm_jax.preprocessing import resize_bilinear
+from tests.tiny import get_config, random_variables
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = ModelConfig.from_mapping(get_config().model.to_dict())
+    return config, random_variables(config)
+
+
+@pytest.fixture(scope="module")
+def predictor(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_model(folder, *model)
+    return ssm_jax.load(folder, score_threshold=0.05, batch_size=2)
+
+
+def slice_of(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
+
+
+def assert_equal(a, b):
+    for name in ("class_logits", "class_probabilities", "boxes", "scores", "labels"):
+        np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=1e-4, atol=1e-4)
+    assert (a.height, a.width, a.predicted_class) == (b.height, b.width, b.predicted_class)
+    assert a.masks == b.masks
+
+
+def test_prediction_in_the_pixels_of_the_slice(model, predictor):
+    height, width = 90, 41
+    image = slice_of(height, width)
+    prediction = predictor(image)
+    # The same by hand: the long side bounds the size, 128x58, padded to 128x64.
+    canvas = np.zeros((1, 128, 64, 1), np.float32)
+    canvas[0, :, :58] = resize_bilinear(image[..., None].astype(np.float32) / 255, 128, 58)
+    sizes = np.array([[128, 58]], np.int32)
+    outputs = make_predict_fn(model[0])(model[1], canvas, sizes, 0.05, 0.5)
+    used = np.asarray(outputs.valid[0])
+    assert used.sum() > 1
+    assert (prediction.height, prediction.width) == (height, width)
+    boxes = np.asarray(outputs.boxes[0])[used] * [41 / 58, 90 / 128, 41 / 58, 90 / 128]
+    np.testing.assert_allclose(prediction.boxes, boxes, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(prediction.scores, outputs.scores[0][used], rtol=1e-4)
+    assert (np.diff(prediction.scores) <= 0).all()
+    logits = np.asarray(outputs.class_logits[0])
+    np.testing.assert_allclose(prediction.class_logits, logits, rtol=1e-4, atol=1e-4)
+    softmax = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose(prediction.class_probabilities, softmax, rtol=1e-3)
+    assert prediction.predicted_class == logits.argmax()
+    probabilities = np.asarray(outputs.mask_probabilities[0])[used]
+    assert len(prediction.masks) == len(probabilities)
+    for mask, grid, box in zip(prediction.masks, probabilities, prediction.boxes, strict=True):
+        pasted = paste_mask(grid, box, height, width)
+        wrong = (rle.decode(mask) != (pasted > 0.5)) & (abs(pasted - 0.5) > 1e-3)
+        assert not wrong.any()
+
+
+def test_grey_rgb_and_float_slices_are_the_same(predictor):
+    image = slice_of(64, 64)
+    grey = predictor(image)
+    assert_equal(predictor(np.repeat(image[..., None], 3, axis=2)), grey)
+    assert_equal(predictor(image.astype(np.float32) / 255), grey)
+    assert_equal(predictor(image.astype(np.float64) / 255), grey)
+    assert_equal(predictor((image.astype(np.float32) / 255)[..., None].repeat(3, 2)), grey)
+
+
+def test_a_batch_of_all_sizes_gives_what_each_slice_gives_alone(predictor):
+    sizes = [(64, 64), (90, 41), (64, 64), (32, 32), (3, 500), (64, 64), (1, 1)]
+    images = [slice_of(*size, seed) for seed, size in enumerate(sizes)]
+    together = predictor.predict_batch(images)
+    assert [(p.height, p.width) for p in together] == sizes
+    for image, prediction in zip(images[:3], together, strict=False):
+        assert_equal(predictor(image), prediction)
+    np.testing.assert_array_equal(
+        predictor.class_logits(images), [p.class_logits for p in together]
+    )
+    assert predictor.predict_batch([]) == []
+
+
+def test_the_score_threshold_is_a_lower_bound(model, predictor):
+    image = slice_of(64, 64)
+    scores = predictor(image).scores
+    middle = float(np.median(scores))
+    strict = ssm_jax.Predictor(*model, score_threshold=middle, batch_size=2)
+    assert strict(image).scores.min(initial=1) > middle
+    assert len(strict(image).scores) < len(scores)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.full((8, 8), 1.5), r"\[0, 1\], this one spans \[1.5, 1.5\]"),
+        (np.full((8, 8), -1000.0), r"apply a CT window"),
+        (np.full((8, 8), np.nan), r"\[0, 1\]"),
+        (np.zeros((8, 8), np.uint16), "not uint16"),
+        (np.zeros((8, 8), bool), "not bool"),
+        (np.zeros((8, 8, 4), np.uint8), r"not \[8, 8, 4\]"),
+        (np.zeros(8, np.uint8), r"not \[8\]"),
+        (np.zeros((0, 8), np.uint8), "needs pixels"),
+    ],
+)
+def test_an_unusable_slice_is_refused(image, message):
+    with pytest.raises(ValueError, match=message):
+        prepare(image, 64, 128)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"score_threshold": 1.5}, {"nms_threshold": -0.1}, {"batch_size": 0}]
+)
+def test_unusable_settings_are_refused(model, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        ssm_jax.Predictor(*model, **wrong)
+
+
+def test_importing_the_package_is_cheap():
+    program = "import sys, ssm_jax; ssm_jax.__version__; print('jax' in sys.modules)"
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, text=True
+    )
+    assert output.stdout.strip() == "False"
+    assert {"load", "Predictor", "Prediction"} <= set(dir(ssm_jax))
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = ssm_jax.nonsense
