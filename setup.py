@@ -40,6 +40,7 @@ setup(
         "cuda": ["jax[cuda12]>=0.7,<0.12"],
         "test": [
             "hypothesis>=6.100,<7",
+            "matplotlib>=3.9,<4",
             "pytest>=8.3,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.15,<0.18",

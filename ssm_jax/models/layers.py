@@ -105,9 +105,10 @@ class BatchNorm(nn.Module):
         x, (mean, var, count) = _normalize_by_batch(x, scale, bias, weight, self.epsilon)
         if not self.is_initializing():
             unbiased = var * count / jnp.maximum(count - 1, 1)
-            running_mean.value += self.momentum * (mean - running_mean.value)
-            running_var.value += self.momentum * (unbiased - running_var.value)
-            updates.value += 1
+            # Not "+=", which would change the caller's arrays where those are NumPy's.
+            running_mean.value = running_mean.value + self.momentum * (mean - running_mean.value)
+            running_var.value = running_var.value + self.momentum * (unbiased - running_var.value)
+            updates.value = updates.value + 1
         return x
 
 
