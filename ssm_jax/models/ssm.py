@@ -177,5 +177,7 @@ def at_smallest_bucket(count: Array, capacity: int, function, *operands: Any) ->
     sizes = [0]
     while sizes[-1] < capacity:
         sizes.append(min(max(16, 2 * sizes[-1]), capacity))
-    branches = [functools.partial(function, size) for size in sizes]
+    # Recomputed backward: a switch hands on the intermediates of all branches, zeros for those
+    # that did not run, and to write the zeros of the largest costs more than to run the smallest.
+    branches = [jax.checkpoint(functools.partial(function, size)) for size in sizes]
     return lax.switch(jnp.searchsorted(jnp.asarray(sizes), count), branches, *operands)
