@@ -110,6 +110,7 @@ def default_config() -> ml_collections.ConfigDict:
     train.learning_rate = 1e-5
     train.schedule = "constant"  # or cosine, down to zero
     train.warmup_steps = 0
+    train.classification_from = 0  # iterations of segmentation alone before both steps are taken
     train.weight_decay = 1e-3  # L2, added to the gradient
     train.update_rule = 2  # classification step: 1 S; 2 S + backbone and FPN; 3 S + backbone BN
     train.copy_rule = "best"  # segmentation -> classification branch: best, every_step or ema
@@ -146,5 +147,7 @@ def validate(config: ml_collections.ConfigDict) -> ModelConfig:
     _check(train.schedule in SCHEDULES, "train.schedule", train.schedule, SCHEDULES)
     for name in ("batch_size", "epochs"):
         _check(train[name] >= 1, f"train.{name}", train[name], "numbers from 1")
+    start = train.classification_from
+    _check(start >= 0, "train.classification_from", start, "numbers from 0")
     _check(config.data.max_objects <= 255, "data.max_objects", config.data.max_objects, "0 to 255")
     return ModelConfig.from_mapping(config.model.to_dict())

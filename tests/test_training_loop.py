@@ -294,6 +294,15 @@ def test_a_skipped_segmentation_step_is_no_error(fake, data_dir, tmp_path):
     assert line["skipped"] == pytest.approx(1 / 3)
 
 
+def test_classification_steps_can_begin_later(fake, data_dir, tmp_path):
+    train(fake_config(data_dir, classification_from=4), tmp_path)
+    lines = [line for line in read_lines(tmp_path) if line["kind"] == "train"]
+    assert lines[0]["loss_cls"] is None  # iterations 1 to 3
+    assert lines[0]["loss_seg"] > 0
+    assert lines[1]["loss_cls"] > 0  # 4 is left out, 5 and 6 are taken
+    assert saved_steps(tmp_path)[-1] == 6
+
+
 def test_a_finished_run_is_left_alone_and_can_be_extended(fake, data_dir, tmp_path):
     result = train(fake_config(data_dir, max_steps=3), tmp_path / "extended")
     fake.evaluations.clear()

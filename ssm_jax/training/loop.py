@@ -176,7 +176,10 @@ class _Run:
         while step < self.plan.total and not self.stop:
             batch = next(loader)
             state, seg_metrics = segmentation_step(state, batch["seg"])
-            state, cls_metrics = classification_step(state, batch["cls"])
+            if step < self.config.train.classification_from:
+                state, cls_metrics = state.replace(step=state.step + 1), {}
+            else:
+                state, cls_metrics = classification_step(state, batch["cls"])
             step += 1
             # Metrics are looked at one iteration late: the device is never left without work.
             self.settle(pending)
@@ -245,7 +248,7 @@ class _Run:
 
 @dataclasses.dataclass(frozen=True)
 class _Iteration:
-    """What one iteration reported, on the device still."""
+    """What one iteration reported, on the device still; nothing for a step that it left out."""
 
     step: int
     seg_metrics: Mapping[str, jax.Array]
@@ -260,6 +263,7 @@ class _Iteration:
         # A skipped segmentation step has no losses: NaN says so.
         relevant = cls if metrics["skipped"] else metrics
         bad = [name for name in relevant if not math.isfinite(metrics[name])]
+        metrics.setdefault("loss_cls", math.nan)
         if bad:
             checkpoints.wait()
             values = ", ".join(f"{name} is {metrics[name]}" for name in bad)

@@ -77,7 +77,7 @@ class Progress:
         Args:
           done: iterations done by now.
           loss_seg: segmentation loss; NaN if the step was skipped.
-          loss_cls: classification loss.
+          loss_cls: classification loss; NaN if the step was left out.
           copied: whether the branch was copied.
         """
         self._done = done
@@ -116,8 +116,8 @@ class Progress:
             f"{share:6.1%} {self._done}/{self._total}",
             f"ETA {_duration(left)}",
             _rate(self._seconds.value),
-            f"L_SEG {self._losses['seg'].value:.3f}",
-            f"L_CLS {self._losses['cls'].value:.3f}",
+            f"L_SEG {_loss(self._losses['seg'].value)}",
+            f"L_CLS {_loss(self._losses['cls'].value)}",
             f"copies {self._copies}",
         ]
         return " | ".join(parts)
@@ -138,6 +138,10 @@ def _duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _loss(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _rate(seconds_per_iteration: float) -> str:
