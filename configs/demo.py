@@ -3,9 +3,11 @@
     python -m experiments.main --config=configs/demo.py
 
 The same model and algorithm as `scratch_r18.py` on smaller phantom slices: two residual blocks,
-192-pixel slices, a higher learning rate that decays, two pairs of slices an iteration, and the
+128-pixel slices, two pairs of slices an iteration, a higher learning rate that decays, and the
 branch copied every step, because at such a rate a lucky easy slice soon sets a best loss that no
-later step beats. BN statistics lag behind the weights, and are re-estimated before evaluation.
+later step beats. The detector learns alone first: before there are lesions to rank, the
+classification loss is noise, and its gradients in the backbone keep the detector from learning.
+BN statistics lag behind the weights, and are re-estimated before evaluation.
 """
 
 from ssm_jax.config import default_config
@@ -15,21 +17,22 @@ def get_config():
     """The run's `ml_collections.ConfigDict`."""
     config = default_config()
     config.model.blocks = 2
-    config.model.image_size = 192
-    config.data.phantom.size = 192
+    config.model.image_size = 128
+    config.data.phantom.size = 128
     config.data.phantom.seg_train = 400
     config.data.phantom.seg_test = 60
     config.data.phantom.cls_train = 900
     config.data.phantom.cls_test = 150
-    config.data.min_area = 14  # 100 pixels at 512
+    config.data.min_area = 6  # 100 pixels at 512
     config.train.batch_size = 2
-    config.train.max_steps = 300
-    config.train.learning_rate = 4e-4
-    config.train.warmup_steps = 40
+    config.train.max_steps = 480
+    config.train.classification_from = 400
+    config.train.learning_rate = 1e-3
+    config.train.warmup_steps = 10
     config.train.schedule = "cosine"
     config.train.copy_rule = "every_step"
-    config.eval.every_steps = 300
+    config.eval.every_steps = 480
     config.eval.bn_slices = 64
-    config.eval.score_threshold = 0.5
+    config.eval.score_threshold = 0.05
     config.checkpoint.every_steps = 100
     return config
