@@ -108,7 +108,9 @@ def default_config() -> ml_collections.ConfigDict:
     train.epochs = 50  # passes over the classification slices
     train.max_steps = 0  # iterations; 0: epochs decide
     train.learning_rate = 1e-5
-    train.schedule = "constant"  # or cosine, down to zero
+    train.module_s_learning_rate = 0.0  # of module S; 0: the same as the others
+    train.schedule = "constant"  # or cosine
+    train.end_learning_rate = 0.0  # where a cosine ends, for all but module S
     train.warmup_steps = 0
     train.classification_from = 0  # iterations of segmentation alone before both steps are taken
     train.weight_decay = 1e-3  # L2, added to the gradient

@@ -177,11 +177,25 @@ def test_copy_rules(rule):
 
 def test_schedules():
     train = make_config(warmup_steps=10).train
-    constant = optimizer.make_schedule(train, 100)
-    np.testing.assert_allclose([constant(0), constant(5), constant(10)], [0, 5e-4, 1e-3])
+    constant = optimizer.make_schedules(train, 100)
+    assert sorted(constant) == ["backbone", "backbone_bn", "module_s", "segmentation"]
+    for schedule in constant.values():
+        np.testing.assert_allclose([schedule(0), schedule(5), schedule(10)], [0, 5e-4, 1e-3])
     train.schedule = "cosine"
-    cosine = optimizer.make_schedule(train, 110)
-    np.testing.assert_allclose([cosine(10), cosine(60), cosine(110)], [1e-3, 5e-4, 0], atol=1e-9)
+    for schedule in optimizer.make_schedules(train, 110).values():
+        rates = [schedule(10), schedule(60), schedule(110)]
+        np.testing.assert_allclose(rates, [1e-3, 5e-4, 0], atol=1e-9)
+
+
+def test_schedules_of_two_phases():
+    train = make_config(warmup_steps=10, classification_from=110).train
+    train.update(schedule="cosine", end_learning_rate=2e-4, module_s_learning_rate=1e-2)
+    schedules = optimizer.make_schedules(train, 220)
+    module_s, backbone = schedules["module_s"], schedules["backbone"]
+    rates = [backbone(s) for s in (5, 10, 60, 110, 200)]
+    np.testing.assert_allclose(rates, [5e-4, 1e-3, 6e-4, 2e-4, 2e-4], rtol=1e-5)
+    rates = [module_s(s) for s in (109, 110, 115, 120, 170, 220)]
+    np.testing.assert_allclose(rates, [0, 0, 5e-3, 1e-2, 5e-3, 0], atol=1e-8)
 
 
 def test_adam_by_groups_equals_plain_adam_with_l2():
@@ -196,7 +210,7 @@ def test_adam_by_groups_equals_plain_adam_with_l2():
         direction = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
         expected = expected - 0.01 * direction
         params, opt_state = optimizer.apply_gradients(
-            params, opt_state, {"backbone": {"fpn/w": gradient}}, 0.01, 0.1
+            params, opt_state, {"backbone": {"fpn/w": gradient}}, {"backbone": 0.01}, 0.1
         )
     np.testing.assert_allclose(params["fpn"]["w"], expected, rtol=1e-5)
     assert params["module_s"]["w"] == 3

@@ -83,7 +83,7 @@ def apply_gradients(
     params: Mapping[str, Any],
     opt_state: Mapping[str, Any],
     gradients: Mapping[str, Flat],
-    learning_rate: Array,
+    learning_rates: Mapping[str, Array],
     weight_decay: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Steps the groups that have gradients; the rest keeps parameters, moments and counts.
@@ -92,7 +92,7 @@ def apply_gradients(
       params: nested dict of arrays.
       opt_state: {group: state}.
       gradients: {group: {path: array}}.
-      learning_rate: scalar.
+      learning_rates: {group: scalar}.
       weight_decay: L2 coefficient.
 
     Returns:
@@ -102,18 +102,40 @@ def apply_gradients(
     parts, opt_state = split(params), dict(opt_state)
     for group, gradient in gradients.items():
         updates, opt_state[group] = transformation.update(gradient, opt_state[group], parts[group])
-        updates = jax.tree.map(lambda u: -learning_rate * u, updates)
+        updates = jax.tree.map(lambda u, rate=learning_rates[group]: -rate * u, updates)
         parts[group] = optax.apply_updates(parts[group], updates)
     return merge(parts), opt_state
 
 
-def make_schedule(train: ml_collections.ConfigDict, total_steps: int) -> optax.Schedule:
-    """Learning rate by iteration: linear warm-up, then constant or a cosine to zero."""
+def make_schedules(train: ml_collections.ConfigDict, total_steps: int) -> dict[str, optax.Schedule]:
+    """Learning rate by group and iteration: linear warm-up, then constant or a cosine.
+
+    Where segmentation runs alone first (`train.classification_from`), the cosine of all but
+    module S ends with that phase; module S starts its own there, to zero at the end of the run.
+
+    Args:
+      train: section of the configuration.
+      total_steps: iterations of the run, which a cosine needs.
+
+    Returns:
+      {group: schedule} of every group that is ever stepped.
+    """
+    start = train.classification_from
+    rate = train.module_s_learning_rate or train.learning_rate
+    module_s = optax.join_schedules(
+        [optax.constant_schedule(0.0), _schedule(train, rate, 0.0, total_steps - start)], [start]
+    )
+    rest = _schedule(train, train.learning_rate, train.end_learning_rate, start or total_steps)
+    groups = (BACKBONE, BACKBONE_BN, SEGMENTATION)
+    return dict.fromkeys(groups, rest) | {MODULE_S: module_s}
+
+
+def _schedule(
+    train: ml_collections.ConfigDict, rate: float, end: float, steps: int
+) -> optax.Schedule:
     if train.schedule == "cosine":
-        decay = optax.cosine_decay_schedule(
-            train.learning_rate, max(total_steps - train.warmup_steps, 1)
-        )
+        decay = optax.cosine_decay_schedule(rate, max(steps - train.warmup_steps, 1), end / rate)
     else:
-        decay = optax.constant_schedule(train.learning_rate)
-    warmup = optax.linear_schedule(0.0, train.learning_rate, max(train.warmup_steps, 1))
+        decay = optax.constant_schedule(rate)
+    warmup = optax.linear_schedule(0.0, rate, max(train.warmup_steps, 1))
     return optax.join_schedules([warmup, decay], [train.warmup_steps])

@@ -44,9 +44,12 @@ def make_steps(config: ml_collections.ConfigDict, total_steps: int = 0):
     """
     model = ModelConfig.from_mapping(config.model.to_dict())
     train = config.train
-    schedule = optimizer.make_schedule(train, total_steps)
+    schedules = optimizer.make_schedules(train, total_steps)
     classification_groups = optimizer.CLASSIFICATION_STEP[train.update_rule]
     copy = make_copy(model, train.copy_rule, train.copy_ema)
+
+    def learning_rates(step):
+        return {group: schedule(step) for group, schedule in schedules.items()}
 
     def segmentation_update(state, batch):
         key = _step_key(state, SEGMENTATION_KEY)
@@ -62,7 +65,7 @@ def make_steps(config: ml_collections.ConfigDict, total_steps: int = 0):
         # The branch that produced the loss is copied, so the copy comes before the update.
         params = copy(state.params, improved)
         params, opt_state = optimizer.apply_gradients(
-            params, state.opt_state, gradients, schedule(state.step), train.weight_decay
+            params, state.opt_state, gradients, learning_rates(state.step), train.weight_decay
         )
         best = jnp.where(improved, loss, state.best_seg_loss)
         metrics |= {
@@ -100,7 +103,7 @@ def make_steps(config: ml_collections.ConfigDict, total_steps: int = 0):
         stepped = _groups(state.params, classification_groups)
         (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(stepped)
         params, opt_state = optimizer.apply_gradients(
-            state.params, state.opt_state, gradients, schedule(state.step), train.weight_decay
+            state.params, state.opt_state, gradients, learning_rates(state.step), train.weight_decay
         )
         metrics |= {"cls_grad_norm": optax.tree.norm(gradients)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
