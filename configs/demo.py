@@ -7,6 +7,7 @@ The same model and algorithm as `scratch_r18.py` on smaller phantom slices: two 
 branch copied every step, because at such a rate a lucky easy slice soon sets a best loss that no
 later step beats. The detector learns alone first: before there are lesions to rank, the
 classification loss is noise, and its gradients in the backbone keep the detector from learning.
+Then both steps are taken, at a low rate for all but module S, which starts from random weights.
 BN statistics lag behind the weights, and are re-estimated before evaluation.
 """
 
@@ -18,20 +19,23 @@ def get_config():
     config = default_config()
     config.model.blocks = 2
     config.model.image_size = 128
+    config.model.bn_momentum = 0.05
     config.data.phantom.size = 128
     config.data.phantom.seg_train = 400
     config.data.phantom.seg_test = 60
-    config.data.phantom.cls_train = 900
+    config.data.phantom.cls_train = 1500
     config.data.phantom.cls_test = 150
     config.data.min_area = 6  # 100 pixels at 512
     config.train.batch_size = 2
-    config.train.max_steps = 480
-    config.train.classification_from = 400
+    config.train.max_steps = 650
+    config.train.classification_from = 380
     config.train.learning_rate = 1e-3
+    config.train.end_learning_rate = 1e-5
+    config.train.module_s_learning_rate = 1e-3
     config.train.warmup_steps = 10
     config.train.schedule = "cosine"
     config.train.copy_rule = "every_step"
-    config.eval.every_steps = 480
+    config.eval.every_steps = 650
     config.eval.bn_slices = 64
     config.eval.score_threshold = 0.05
     config.checkpoint.every_steps = 100
