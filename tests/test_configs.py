@@ -39,7 +39,12 @@ def test_scratch_r18_is_the_papers_recipe():
 
 @pytest.mark.parametrize(
     ("section", "field", "value"),
-    [("train", "update_rule", 4), ("train", "copy_rule", "never"), ("train", "batch_size", 0)],
+    [
+        ("train", "update_rule", 4),
+        ("train", "copy_rule", "never"),
+        ("train", "batch_size", 0),
+        ("train", "classification_from", -1),
+    ],
 )
 def test_impossible_values_are_named(section, field, value):
     config = default_config()

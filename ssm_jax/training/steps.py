@@ -40,7 +40,7 @@ def make_steps(config: ml_collections.ConfigDict, total_steps: int = 0):
     Returns:
       segmentation_step(state, batch["seg"]) and classification_step(state, batch["cls"]), both
       -> (state, metrics), metrics being a flat dict of scalars. One iteration is one call of each,
-      in this order; the second advances `state.step`.
+      in this order; the second advances `state.step`, and who leaves it out has to do that.
     """
     model = ModelConfig.from_mapping(config.model.to_dict())
     train = config.train
