@@ -40,13 +40,13 @@ import sys
 from absl import app, flags
 
 from experiments import common
-from ssm_jax.data import findings, preparation, standard_tree
+from ssm_jax.data import findings, published, standard_tree
 from ssm_jax.data.folders import CLASS_NAMES
 from ssm_jax.data.publishers import covid_classes
 
 __doc__ += findings.describe_kinds()  # the usage message of --help
 
-_DATASET = flags.DEFINE_enum("dataset", None, preparation.DATASETS, "What it is.", required=True)
+_DATASET = flags.DEFINE_enum("dataset", None, published.DATASETS, "What it is.", required=True)
 _SOURCE = flags.DEFINE_string("source", None, "Folder of the downloaded data.", required=True)
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder that receives the prepared folder and the report.", required=True
@@ -77,7 +77,7 @@ _THREADS = flags.DEFINE_integer(
 _CHECK_ONLY = flags.DEFINE_bool("check_only", False, "Check and report, prepare nothing.")
 
 
-def options_from_flags() -> preparation.Options:
+def options_from_flags() -> published.Options:
     """What the command line asks for.
 
     Raises:
@@ -87,7 +87,7 @@ def options_from_flags() -> preparation.Options:
     if name and not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(f"--name={name} has to be a plain folder name: letters, digits, . _ -")
     tolerated = {"patient_overlap": _PATIENTS.value, "split_duplicate": _DUPLICATES.value}
-    return preparation.Options(
+    return published.Options(
         dataset=_DATASET.value,
         source=pathlib.Path(_SOURCE.value),
         data_dir=pathlib.Path(_DATA_DIR.value),
@@ -106,7 +106,7 @@ def describe(report: dict) -> list[str]:
     """What a set has, as lines for the terminal.
 
     Args:
-      report: see `preparation.Result`.
+      report: see `published.Result`.
     """
     lines = [f"{report['dataset']} in {report['source']}"]
     for split, counts in report["splits"].items():
@@ -135,7 +135,7 @@ def main(argv: list[str]) -> None:
     common.set_up_logging()
     with common.one_line_errors(ValueError, OSError, KeyboardInterrupt):
         options = options_from_flags()
-        result = preparation.prepare(options)
+        result = published.prepare(options)
     print("\n".join(describe(result.report)))
     for title in ("warnings", "errors"):
         if result.report[title]:

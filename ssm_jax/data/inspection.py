@@ -16,6 +16,7 @@ import numpy as np
 from ssm_jax.data import images
 from ssm_jax.data.folders import progress
 from ssm_jax.data.objects import component_areas
+from ssm_jax.data.standard_tree import file_stamp
 
 logger = logging.getLogger(__name__)
 
@@ -103,15 +104,14 @@ class Inspector:
             lines = self._record.read_text(encoding="utf-8").splitlines(keepends=True)
             if not lines or json.loads(lines[0]) != header:
                 return False
-        except (OSError, ValueError):
-            return False
-        for line in lines[1:]:
-            if line.endswith("\n"):  # the last line may be cut off
+            whole = [line for line in lines if line.endswith("\n")]  # the last may be cut off
+            for line in whole[1:]:
                 path, stamp, facts = json.loads(line)
                 self._known[path] = (stamp, facts)
-        if not lines[-1].endswith("\n"):
-            whole = sum(len(line.encode()) for line in lines[:-1])
-            os.truncate(self._record, whole)
+        except (OSError, ValueError):
+            self._known.clear()
+            return False
+        os.truncate(self._record, sum(len(line.encode()) for line in whole))
         logger.info("%d files were checked before", len(self._known))
         return True
 
@@ -119,7 +119,7 @@ class Inspector:
         self, paths: Sequence[pathlib.Path], inspect: Callable[[pathlib.Path], Facts], text: str
     ) -> list[Facts]:
         found: dict[pathlib.Path, Facts] = {}
-        stamps = {path: _stamp(path) for path in paths}
+        stamps = {path: file_stamp(path) for path in paths}
         for path, stamp in stamps.items():
             known = self._known.get(str(path))
             if known is not None and known[0] == stamp:
@@ -141,12 +141,3 @@ class Inspector:
                 record.flush()
         next(bar, None)
         return [found[path] for path in paths]
-
-
-def _stamp(path: pathlib.Path) -> list[int]:
-    """Size and time of a file; zeros where it can not be had."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return [0, 0]
-    return [stat.st_size, stat.st_mtime_ns]

@@ -35,13 +35,20 @@ def tree_files(slices: Sequence[Slice]) -> dict[str, pathlib.Path]:
     return files
 
 
+def file_stamp(path: pathlib.Path) -> list[int]:
+    """Size and time of a file; zeros where it can not be had, as of a dangling link."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return [0, 0]
+    return [stat.st_size, stat.st_mtime_ns]
+
+
 def fingerprint(files: dict[str, pathlib.Path], options: Sequence[str]) -> str:
     """Hex digits that change when a file is another, or `options` are."""
     digest = hashlib.sha256(json.dumps(list(options)).encode())
     for name, path in sorted(files.items()):
-        stat = path.stat()
-        entry = [name, str(path), stat.st_size, stat.st_mtime_ns]
-        digest.update(json.dumps(entry).encode())
+        digest.update(json.dumps([name, str(path), *file_stamp(path)]).encode())
     return digest.hexdigest()
 
 

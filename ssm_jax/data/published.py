@@ -86,9 +86,9 @@ def prepare(options: Options) -> Result:
     with locked(state, "--data_dir"):
         wanted = standard_tree.tree_files(slices)
         key = standard_tree.fingerprint(wanted, _key_options(options))
-        if standard_tree.is_complete(tree, wanted, key) and report_file.is_file():
-            report = json.loads(report_file.read_text(encoding="utf-8"))
-            if report["fingerprint"] == key and not findings.any_error():
+        if standard_tree.is_complete(tree, wanted, key):
+            report = _read_json(report_file)
+            if report.get("fingerprint") == key and not findings.any_error():
                 return Result(tree, report, report_file, True)
         record = state / "checked.jsonl"
         facts = _inspect(slices, Inspector(record, _channels(slices), options.threads))
@@ -256,6 +256,14 @@ def _counts(
             counts["mask_values"] = {str(k): values[k] for k in sorted(values)}
         result[split] = counts
     return result
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON file; empty where it is absent or spoiled."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
 
 
 def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
