@@ -141,10 +141,11 @@ def test_check_only(tmp_path):
 
 def test_data_dir_inside_the_source(tmp_path):
     """What was prepared is not read as more source files."""
-    flags = trees.ct_classes(tmp_path / "data")
+    flags = trees.ct_classes(tmp_path / "data", "covidx")
     run(tmp_path, **flags)
-    result = run(tmp_path, **flags)
-    assert result.done_before and result.report["errors"] == {}
+    result = run(tmp_path, **flags, name="again")
+    assert result.report["errors"] == {} and result.report["warnings"] == {}
+    assert run(tmp_path, **flags).done_before
 
 
 KILLED = """

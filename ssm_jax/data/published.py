@@ -80,7 +80,7 @@ def prepare(options: Options) -> Result:
     standard_tree.check_owned(tree)
     findings = Findings(options.tolerated)
     source = options.source.expanduser().absolute()
-    files = listing.SourceFiles(source, left_out=(tree, state))
+    files = listing.SourceFiles(source)
     lists = _lists(options, source)
     slices = listing.without_repeats(_read(options, files, lists, findings), findings)
     with locked(state, "--data_dir"):

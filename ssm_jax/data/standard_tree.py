@@ -12,10 +12,9 @@ from collections.abc import Sequence
 
 from ssm_jax.data.errors import DataError
 from ssm_jax.data.folders import progress
-from ssm_jax.data.publishers.listing import Slice
+from ssm_jax.data.publishers.listing import MARK, Slice
 
 LINKS = ("auto", "hard", "symbolic", "copy")
-MARK = "prepared.json"  # in a finished folder
 _NO_HARD_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
 
 

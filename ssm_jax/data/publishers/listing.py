@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from ssm_jax.data import images
 from ssm_jax.data.errors import DataError, name_files
@@ -13,6 +13,7 @@ from ssm_jax.data.findings import Findings
 
 SPLITS = ("train", "val", "test")
 REQUIRED = ("train", "test")
+MARK = "prepared.json"  # in a folder that `standard_tree` finished
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,8 @@ class SourceFiles:
     root: the folder. paths: relative path -> file.
     """
 
-    def __init__(self, root: pathlib.Path, left_out: Collection[pathlib.Path] = ()):
-        """Lists `root` with all subfolders, without hidden ones and those in `left_out`.
+    def __init__(self, root: pathlib.Path):
+        """Lists `root` with all subfolders, without hidden ones and those that were prepared.
 
         Raises:
           DataError: no such folder, or no picture in it.
@@ -64,7 +65,7 @@ class SourceFiles:
         self._by_tail: dict[
             int, dict[str, list[str]]
         ] = {}  # number of parts -> last parts -> paths
-        for relative in sorted(_walk(root, {path.resolve() for path in left_out})):
+        for relative in sorted(_walk(root)):
             self.paths[relative] = root / relative
         if not self.paths:
             raise DataError(f"{root} and its subfolders have no PNG or JPEG file; check --source")
@@ -91,12 +92,12 @@ class SourceFiles:
         return self._by_tail[parts]
 
 
-def _walk(root: pathlib.Path, left_out: set[pathlib.Path]) -> Iterator[str]:
+def _walk(root: pathlib.Path) -> Iterator[str]:
     """Relative paths of pictures; links to folders are followed, none is entered twice."""
     entered = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         here = pathlib.Path(folder).resolve()
-        if here in entered or here in left_out:
+        if here in entered or (entered and MARK in files):
             subfolders.clear()
             continue
         entered.add(here)
