@@ -20,6 +20,22 @@ PADDING_MULTIPLE = 32  # sides of a canvas are multiples of it
 
 
 @dataclasses.dataclass(frozen=True)
+class RoIRows:
+    """The ranked RoI batch that module S read of one slice.
+
+    Attributes:
+      rows: [S, 5] float32 (score, tx, ty, tw, th); scores do not increase. Where fewer than S
+        boxes survived NMS, boxes are repeated in neighboring rows.
+      boxes: [S, 4] float32, the same boxes decoded, XYXY in pixels of the slice as given.
+      count: distinct boxes; 0: there was none, and all rows are zero.
+    """
+
+    rows: np.ndarray
+    boxes: np.ndarray
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Prediction:
     """What the model says of one slice; boxes and masks are in pixels of the slice as given.
 
@@ -34,6 +50,7 @@ class Prediction:
       labels: [n] int32, lesion class (1 where lesions are one class).
       masks: n COCO run-length encodings {"size": [height, width], "counts": str}; None if masks
         were not asked for.
+      roi_batch: what module S read; None if it was not asked for.
     """
 
     height: int
@@ -45,6 +62,7 @@ class Prediction:
     scores: np.ndarray
     labels: np.ndarray
     masks: list[dict[str, Any]] | None
+    roi_batch: RoIRows | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON can hold: `height`, `width`, `class_logits`, `class_probabilities`,
@@ -83,6 +101,7 @@ class Predictor:
         nms_threshold: float = 0.5,
         masks: bool = True,
         batch_size: int = 1,
+        roi_batch: bool = False,
     ):
         """Takes a model.
 
@@ -93,6 +112,7 @@ class Predictor:
           nms_threshold: IoU above which the lower-scored box is dropped, in [0, 1].
           masks: whether to predict masks.
           batch_size: slices a call; smaller batches are filled up, to compile only once.
+          roi_batch: whether predictions tell what module S read.
 
         Raises:
           ValueError: a threshold outside [0, 1], or a batch size below 1.
@@ -108,7 +128,7 @@ class Predictor:
         self.nms_threshold = nms_threshold
         self.masks = masks
         self.batch_size = batch_size
-        self._predict = _predict_fn(model_config, masks)
+        self._predict = _predict_fn(model_config, masks, roi_batch)
 
     def __call__(self, image: np.ndarray) -> Prediction:
         """Predicts one slice; see `predict_batch`."""
@@ -231,9 +251,9 @@ def prepare(image: np.ndarray, image_size: int, max_size: int) -> np.ndarray:
 
 
 @functools.lru_cache
-def _predict_fn(model_config: ModelConfig, masks: bool):
+def _predict_fn(model_config: ModelConfig, masks: bool, roi_batch: bool):
     """One jitted function a model, whatever weights it gets: compiled once a process."""
-    return make_predict_fn(model_config, masks=masks)
+    return make_predict_fn(model_config, masks=masks, roi_batch=roi_batch)
 
 
 def _canvas(shape: Sequence[int]) -> tuple[int, int]:
@@ -253,16 +273,27 @@ def _in_original_pixels(
     masks = None
     if outputs.mask_probabilities is not None:
         masks = encode_masks(outputs.mask_probabilities[row][used], boxes, height, width)
+    roi_batch = None
+    if outputs.roi_batch is not None:
+        read = outputs.roi_batch
+        roi_boxes = (read.boxes[row] * scale).astype(np.float32)
+        roi_batch = RoIRows(read.rows[row], roi_boxes, int(read.count[row]))
     logits = outputs.class_logits[row]
-    exponentials = np.exp(logits - logits.max())
     return Prediction(
         height=height,
         width=width,
         class_logits=logits,
-        class_probabilities=exponentials / exponentials.sum(),
+        class_probabilities=softmax(logits),
         predicted_class=int(logits.argmax()),
         boxes=boxes,
         scores=outputs.scores[row][used],
         labels=outputs.labels[row][used],
         masks=masks,
+        roi_batch=roi_batch,
     )
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Class probabilities from logits [..., K]."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
