@@ -149,21 +149,23 @@ def to_backbone(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str,
 
     Args:
       state_dict: arrays by torchvision's names (conv1.weight, bn1.*, layer1.0.conv1.weight, ...).
-        Layers that the truncated backbone does not have (deeper ones, fc) are ignored, and update
-        counts may be missing.
+        Stages that the truncated backbone does not have and fc are ignored, and update counts may
+        be missing.
       config: the model.
 
     Returns:
       {"params": {"backbone": ...}, "batch_stats": {"backbone": ...}}, NumPy arrays.
 
     Raises:
-      ValueError: names are missing, shapes differ, or values are not finite.
+      ValueError: names are missing or unknown (those of a deeper ResNet in a stage that is kept),
+        shapes differ, or values are not finite.
     """
     table = _without_prefix(name_map(config))
     shapes = _without_prefix(reference_shapes(config))
-    known = {name: state_dict[name] for name in state_dict.keys() & table.keys()}
+    beyond = ("fc.", *(f"layer{stage}." for stage in range(config.blocks + 1, 5)))
+    kept = {name: state_dict[name] for name in state_dict.keys() if not name.startswith(beyond)}
     kind = f"{config.backbone}, {config.blocks} blocks"
-    return _converted(known, table, shapes, f"weights of this backbone ({kind})")
+    return _converted(kept, table, shapes, f"weights of this backbone ({kind})")
 
 
 _BODY = "backbone.body."
