@@ -163,7 +163,7 @@ def to_backbone(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str,
     table = _without_prefix(name_map(config))
     shapes = _without_prefix(reference_shapes(config))
     beyond = ("fc.", *(f"layer{stage}." for stage in range(config.blocks + 1, 5)))
-    kept = {name: state_dict[name] for name in state_dict.keys() if not name.startswith(beyond)}
+    kept = {name: state_dict[name] for name in state_dict if not name.startswith(beyond)}
     kind = f"{config.backbone}, {config.blocks} blocks"
     return _converted(kept, table, shapes, f"weights of this backbone ({kind})")
 
