@@ -1,0 +1,81 @@
+"""Trains every system of the paper on phantoms, small and short, and writes a table of them.
+
+All 12 systems and the segmentation pretraining that eight of them start from are trained by their
+own configurations, under one budget that is far below the paper's: the table shows that everything
+runs and what it costs, not how good the systems are. It replaces what stands between two lines of
+the file --table, the README by default. Ended at any point and started again, the program goes on
+where it was: finished systems are not run again.
+
+Examples:
+
+    python -m experiments.reproduce
+    python -m experiments.reproduce --systems=ssm2_r18_2,ssm_s_r18_2 --table=docs/two.md
+    python -m experiments.reproduce --table_only
+"""
+
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from experiments import common, systems
+
+_WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "Folder with one run a system.")
+_TABLE = flags.DEFINE_string(
+    "table",
+    "README.md",
+    f"File with the lines {systems.BEGIN} and {systems.END}; a missing file is made.",
+)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of every run.", lower_bound=0)
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Where phantoms are kept; default: as ever.")
+_SYSTEMS = flags.DEFINE_list("systems", [], "Only these, such as ssm2_r18_2; default: all.")
+_TABLE_ONLY = flags.DEFINE_bool("table_only", False, "Run nothing; write what is finished.")
+
+
+def run_program(command: Sequence[str]) -> int:
+    """Runs a command line of this project to its end, and hands it Ctrl-C and SIGTERM once.
+
+    Returns:
+      Its exit status.
+
+    Raises:
+      systems.ReproduceError: it was stopped by such a signal, after it has ended.
+    """
+    stopped = []
+    # A session of its own: the terminal's Ctrl-C would reach it beside the one handed on.
+    program = [sys.executable, *command[1:]]
+    with subprocess.Popen(program, start_new_session=True) as process:
+
+        def hand_on(number, frame):
+            stopped.append(number)
+            process.send_signal(number)
+
+        former = {n: signal.signal(n, hand_on) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            status = process.wait()
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+    if stopped:
+        raise systems.ReproduceError("stopped; the same command goes on from here")
+    return status
+
+
+def main(argv: list[str]) -> None:
+    """The program."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
+    common.set_up_logging()
+    with common.one_line_errors(ValueError, OSError):
+        plan = systems.Plan(pathlib.Path(_WORKDIR.value), _SEED.value, _DATA_DIR.value)
+        runner = None if _TABLE_ONLY.value else run_program
+        systems.reproduce(
+            plan, systems.selected(_SYSTEMS.value), pathlib.Path(_TABLE.value), runner
+        )
+
+
+if __name__ == "__main__":
+    app.run(main)
