@@ -14,10 +14,6 @@ Examples:
 """
 
 import pathlib
-import signal
-import subprocess
-import sys
-from collections.abc import Sequence
 
 from absl import app, flags
 
@@ -35,35 +31,6 @@ _SYSTEMS = flags.DEFINE_list("systems", [], "Only these, such as ssm2_r18_2; def
 _TABLE_ONLY = flags.DEFINE_bool("table_only", False, "Run nothing; write what is finished.")
 
 
-def run_program(command: Sequence[str]) -> int:
-    """Runs a command line of this project to its end, and hands it Ctrl-C and SIGTERM once.
-
-    Returns:
-      Its exit status.
-
-    Raises:
-      systems.ReproduceError: it was stopped by such a signal, after it has ended.
-    """
-    stopped = []
-    # A session of its own: the terminal's Ctrl-C would reach it beside the one handed on.
-    program = [sys.executable, *command[1:]]
-    with subprocess.Popen(program, start_new_session=True) as process:
-
-        def hand_on(number, frame):
-            stopped.append(number)
-            process.send_signal(number)
-
-        former = {n: signal.signal(n, hand_on) for n in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            status = process.wait()
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
-    if stopped:
-        raise systems.ReproduceError("stopped; the same command goes on from here")
-    return status
-
-
 def main(argv: list[str]) -> None:
     """The program."""
     if len(argv) > 1:
@@ -71,7 +38,7 @@ def main(argv: list[str]) -> None:
     common.set_up_logging()
     with common.one_line_errors(ValueError, OSError):
         plan = systems.Plan(pathlib.Path(_WORKDIR.value), _SEED.value, _DATA_DIR.value)
-        runner = None if _TABLE_ONLY.value else run_program
+        runner = None if _TABLE_ONLY.value else systems.run_program
         systems.reproduce(
             plan, systems.selected(_SYSTEMS.value), pathlib.Path(_TABLE.value), runner
         )

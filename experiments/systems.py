@@ -7,6 +7,8 @@ import os
 import pathlib
 import platform
 import shlex
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -166,6 +168,35 @@ def selected(names: Sequence[str]) -> list[System]:
     wanted = {known[name] for name in names} or set(SYSTEMS)
     wanted |= {system.pretraining for system in wanted if system.pretraining}
     return [system for system in SYSTEMS if system in wanted]
+
+
+def run_program(command: Sequence[str]) -> int:
+    """Runs a command line of this project to its end, and hands it Ctrl-C and SIGTERM once.
+
+    Returns:
+      Its exit status.
+
+    Raises:
+      ReproduceError: it was stopped by such a signal, after it has ended.
+    """
+    stopped = []
+    # A session of its own: the terminal's Ctrl-C would reach it beside the one handed on.
+    program = [sys.executable, *command[1:]]
+    with subprocess.Popen(program, start_new_session=True) as process:
+
+        def hand_on(number, frame):
+            stopped.append(number)
+            process.send_signal(number)
+
+        former = {n: signal.signal(n, hand_on) for n in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            status = process.wait()
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+    if stopped:
+        raise ReproduceError("stopped; the same command goes on from here")
+    return status
 
 
 def run_system(plan: Plan, system: System, runner: Callable[[Sequence[str]], int]) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import pathlib
 import re
 import shlex
 import signal
+import subprocess
 import sys
 import threading
 
@@ -13,11 +15,12 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import ssm2
-from experiments import reproduce, systems
+from experiments import systems
 from ssm_jax.config import validate
 from tests.test_models import PARAMETERS, STEPPED_IN_CLASSIFICATION
 from tests.tiny import shrunk
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = 7
 
 
@@ -220,7 +223,7 @@ def test_a_file_without_a_place_is_refused_before_anything_is_run(plan, tmp_path
 
 
 def test_programs_run_and_stop():
-    assert reproduce.run_program(["python", "-c", "raise SystemExit(3)"]) == 3
+    assert systems.run_program(["python", "-c", "raise SystemExit(3)"]) == 3
     former = signal.getsignal(signal.SIGINT)
     waits = """
 import os, signal, sys, time
@@ -236,12 +239,29 @@ time.sleep(60)
     guard = threading.Timer(50, os._exit, (1,))
     guard.start()
     with pytest.raises(systems.ReproduceError, match="the same command goes on"):
-        reproduce.run_program(command)
+        systems.run_program(command)
     guard.cancel()
     os.close(write)
     assert os.read(read, 10) == b"x"  # the signal came once, and its end was waited for
     os.close(read)
     assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_the_program_reports_errors_without_a_traceback(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("no place here", encoding="utf-8")
+    program = [sys.executable, "-m", "experiments.reproduce", f"--workdir={tmp_path}"]
+    for arguments, message in (
+        (["--systems=ssm9"], "no system is called 'ssm9'"),
+        ([f"--table={readme}"], "README.md: it has no place for the table"),
+        ([f"--table={tmp_path / 'new.md'}", "--table_only"], "holds no finished run"),
+    ):
+        done = subprocess.run(
+            program + arguments, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
@@ -251,7 +271,7 @@ def test_a_system_trains_by_its_command(plan, table, monkeypatch):
     kept = {n: v for n, v in small.items() if n not in ("model.branches", "model.image_classes")}
     changed = {"train.max_steps": 2, "eval.every_steps": 2, "eval.bn_slices": 0}
     monkeypatch.setattr(systems, "BUDGET", systems.BUDGET | kept | changed)
-    systems.reproduce(plan, systems.selected(["ssm2_r18_2"]), table, reproduce.run_program)
+    systems.reproduce(plan, systems.selected(["ssm2_r18_2"]), table, systems.run_program)
     row = rows_of(table.read_text(encoding="utf-8"))["SSM<sup>2</sup> R18\\*"]
     assert row["Accuracy"].endswith("%")
     assert float(row["Minutes"]) > 0

@@ -23,7 +23,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from ssm_jax.checkpoints import RunCheckpoints
+from ssm_jax.checkpoints import RunCheckpoints, saved_steps
 from ssm_jax.config import ModelConfig, validate
 from ssm_jax.data import Datasets, TrainBatches, make_train_iterator, open_datasets
 from ssm_jax.evaluation import json_ready
@@ -114,19 +114,19 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict
         settings = json.loads(config.to_json_best_effort())
         workdir_lib.check_config(workdir, settings)
         _log_sources(config, workdir)
-        args = (config.checkpoint.keep_last, config.checkpoint.best_metric)
-        checkpoints = stack.enter_context(RunCheckpoints(workdir, *args))
-        resumed = checkpoints.latest_step()
-        weights = initialize.initial_weights(config) if resumed is None else {}
+        weights = {} if saved_steps(workdir) else initialize.initial_weights(config)
         datasets = open_datasets(config)
         for line in datasets.descriptions:
             logger.info("%s", line)
         loader = make_train_iterator(datasets, config)
         plan = Plan.of(config, datasets.epoch_slices)
 
+        args = (config.checkpoint.keep_last, config.checkpoint.best_metric)
+        checkpoints = stack.enter_context(RunCheckpoints(workdir, *args))
         make_state = functools.partial(create_state, config, jax.random.key(config.seed))
         shapes = jax.eval_shape(make_state)
         window = MetricsWindow()
+        resumed = checkpoints.latest_step()
         complete = (resumed or 0) >= plan.total
         _log_model(model_config, shapes, resumed or 0, plan)
         compiling = [] if complete else _start_compiling(config, plan, datasets, shapes)
