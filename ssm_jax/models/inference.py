@@ -15,6 +15,21 @@ from ssm_jax.ops import boxes as box_ops
 from ssm_jax.ops.masks import MASK_SIZE
 from ssm_jax.ops.nms import nms
 from ssm_jax.ops.roi_align import roi_align
+from ssm_jax.ops.roi_batch import RoIBatch
+
+
+class ReadRoIs(flax.struct.PyTreeNode):
+    """The ranked RoI batch of B slices, S rows each, with the boxes behind its encodings.
+
+    Attributes:
+      rows: [B, S, 5] float32 (score, tx, ty, tw, th), scores not increasing.
+      boxes: [B, S, 4] float32, the same boxes decoded and clipped, pixels of the resized slice.
+      count: [B] int32, distinct boxes; 0: all rows and boxes are zero.
+    """
+
+    rows: Array
+    boxes: Array
+    count: Array
 
 
 class Predictions(flax.struct.PyTreeNode):
@@ -29,6 +44,7 @@ class Predictions(flax.struct.PyTreeNode):
       labels: [B, D] int32, lesion class (1 where lesions are one class).
       valid: [B, D] bool, slots in use.
       mask_probabilities: [B, D, 28, 28] float32 in [0, 1], or None.
+      roi_batch: what module S read, or None.
     """
 
     class_logits: Array
@@ -37,14 +53,16 @@ class Predictions(flax.struct.PyTreeNode):
     labels: Array
     valid: Array
     mask_probabilities: Array | None = None
+    roi_batch: ReadRoIs | None = None
 
 
-def make_predict_fn(config: ModelConfig, masks: bool = True):
+def make_predict_fn(config: ModelConfig, masks: bool = True, roi_batch: bool = False):
     """Builds the jitted inference function of a model.
 
     Args:
       config: the model.
       masks: whether to predict masks; without them the mask head does not run.
+      roi_batch: whether to return the rows that module S read.
 
     Returns:
       predict(variables, images, image_sizes, score_threshold, nms_threshold) -> Predictions, with
@@ -69,9 +87,30 @@ def make_predict_fn(config: ModelConfig, masks: bool = True):
         if masks:
             probabilities = predict_masks(config, variables, features, predictions)
             predictions = predictions.replace(mask_probabilities=probabilities)
+        if roi_batch:
+            read = read_rois(selection, proposals, image_sizes)
+            predictions = predictions.replace(roi_batch=read)
         return predictions
 
     return predict
+
+
+def read_rois(selection: RoIBatch, proposals: Proposals, image_sizes: Array) -> ReadRoIs:
+    """Decodes the rows that module S reads.
+
+    Args:
+      selection: of B slices, from the proposals.
+      proposals: of these slices.
+      image_sizes: [B, 2], pixels.
+
+    Returns:
+      ReadRoIs.
+    """
+    references = jnp.take_along_axis(proposals.boxes, selection.indices[..., None], axis=1)
+    boxes = box_ops.decode(selection.rows[..., 1:], references, box_ops.ROI_WEIGHTS)
+    boxes = jax.vmap(box_ops.clip_to_image)(boxes, image_sizes)
+    found = (selection.count > 0)[:, None, None]
+    return ReadRoIs(selection.rows, jnp.where(found, boxes, 0), selection.count)
 
 
 def detect(

@@ -23,7 +23,7 @@ from ssm_jax.ops.images import normalize
 from ssm_jax.ops.roi_align import map_rois, roi_align, roi_align_batch
 
 MASK_CHUNK = 8  # RoIs that the mask head reads at a time
-LESION = 1  # the class whose scores and deltas module S reads
+LESION = 1  # the class whose scores and deltas module S reads (of two: ground glass)
 
 Variables = Mapping[str, Any]
 
@@ -49,7 +49,8 @@ class SingleShotModel(nn.Module):
         if config.branches == 2:
             self.classification_branch = BoxBranch(config.num_classes)
         self.mask_head = MaskHead(config.num_classes)
-        self.module_s = ModuleS(config.image_classes)
+        if config.image_classes:
+            self.module_s = ModuleS(config.image_classes)
 
     def __call__(self, images: Array) -> Array:
         """Touches every parameter once, for initialisation; returns class logits of no meaning."""
@@ -85,7 +86,9 @@ class SingleShotModel(nn.Module):
         return self.mask_head(roi_features)
 
     def read_class(self, rows: Array) -> Array:
-        """RoI batches [B, R, 5] -> class logits [B, image_classes]."""
+        """RoI batches [B, R, 5] -> class logits [B, image_classes]; none without module S."""
+        if not self.config.image_classes:
+            return jnp.zeros((rows.shape[0], 0))
         return self.module_s(rows)
 
 

@@ -41,13 +41,15 @@ def make_steps(config: ml_collections.ConfigDict, total_steps: int = 0):
     Returns:
       segmentation_step(state, batch["seg"]) and classification_step(state, batch["cls"]), both
       -> (state, metrics), metrics being a flat dict of scalars. One iteration is one call of each,
-      in this order; the second advances `state.step`, and who leaves it out has to do that.
+      in this order; the second advances `state.step`, and who leaves it out has to do that. A model
+      without module S has no use for the second.
     """
     model = ModelConfig.from_mapping(config.model.to_dict())
     train = config.train
     schedules = optimizer.make_schedules(train, total_steps)
     classification_groups = optimizer.CLASSIFICATION_STEP[train.update_rule]
     copy = make_copy(model, train.copy_rule, train.copy_ema)
+    copies = model.branches == 2 and train.copy_rule != "never"
 
     def learning_rates(step):
         return {group: schedule(step) for group, schedule in schedules.items()}
@@ -70,7 +72,7 @@ def make_steps(config: ml_collections.ConfigDict, total_steps: int = 0):
         )
         best = jnp.where(improved, loss, state.best_seg_loss)
         metrics |= {
-            "copied": improved if train.copy_rule == "best" else jnp.asarray(True),
+            "copied": improved & copies if train.copy_rule == "best" else jnp.asarray(copies),
             "best_seg_loss": best,
             "seg_grad_norm": optax.tree.norm(gradients),
         }
@@ -120,7 +122,8 @@ def make_copy(model: ModelConfig, rule: str, decay: float):
 
     Args:
       model: with one RoI branch nothing is copied.
-      rule: "best" copies on a best loss so far, "every_step" always, "ema" averages exponentially.
+      rule: "best" copies on a best loss so far, "every_step" always, "ema" averages exponentially,
+        "never" leaves the branch as it is.
       decay: of the average.
 
     Returns:
@@ -128,7 +131,7 @@ def make_copy(model: ModelConfig, rule: str, decay: float):
     """
 
     def copy(params, improved):
-        if model.branches == 1:
+        if model.branches == 1 or rule == "never":
             return params
         source, target = params["segmentation_branch"], params["classification_branch"]
         if rule == "ema":
