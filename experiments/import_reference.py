@@ -45,7 +45,11 @@ _ANCHORS = {
     ),
 }
 _MAX_GIB = flags.DEFINE_float(
-    "max_gib", 2, "A file that is larger or unpacks to more is refused.", lower_bound=0
+    "max_gib",
+    2,
+    "A file that is larger or unpacks to more is refused.",
+    lower_bound=0,
+    upper_bound=1024,
 )
 
 
@@ -76,17 +80,21 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     common.set_up_logging()
-    from ssm_jax import checkpoints, reference, weight_files
-    from ssm_jax.reference_config import infer_config
+    from ssm_jax import weight_files
 
     path = _WEIGHTS.value
     with common.one_line_errors(ValueError, OSError):
         given = given_fields()
         weights = weight_files.read_weights(path, int(_MAX_GIB.value * 2**30))
+
+        # These import JAX, which takes seconds; a file that cannot be read needs none of it.
+        from ssm_jax import checkpoints, reference
+        from ssm_jax.reference_config import infer_config
+
         try:
             model_config = infer_config(weights, given)
             variables = reference.to_variables(weights.arrays, model_config)
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # TypeError: an .npz of no numbers
             raise ValueError(f"{path}: {error}") from error
         folder = checkpoints.save_model(_OUTPUT.value, model_config, variables)
     kind = f"{model_config.backbone}, {model_config.blocks} blocks"

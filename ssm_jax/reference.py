@@ -147,8 +147,11 @@ def to_variables(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str
     flat = {}
     for name, (path, to_ours, _) in table.items():
         if name in counts:
-            value = state_dict[name] if name in names else 0
-            flat[path] = np.asarray(value, np.int32).reshape(())
+            value = np.asarray(state_dict[name] if name in names else 0)
+            if value.size == 1:
+                flat[path] = value.astype(np.int32).reshape(())
+            else:
+                problems.append(f"shape: {name} is {value.shape}, the model has ()")
         elif name in names:
             array = np.asarray(state_dict[name], np.float32)
             if array.shape != shapes[name]:
@@ -158,10 +161,11 @@ def to_variables(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str
             else:
                 flat[path] = np.ascontiguousarray(to_ours(array))
     if problems:
-        shown = "\n  ".join(problems[:20])
+        start = " " if len(problems) == 1 else "\n  "
+        shown = start + "\n  ".join(problems[:20])
         more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
         kind = f"{config.backbone}, {config.blocks} blocks, {config.branches} RoI branches"
-        raise ValueError(f"these are not weights of this model ({kind}):\n  {shown}{more}")
+        raise ValueError(f"these are not weights of this model ({kind}):{shown}{more}")
     return traverse_util.unflatten_dict(flat)
 
 

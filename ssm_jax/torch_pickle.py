@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import pickletools
+import sys
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -267,12 +268,14 @@ class _Machine:
 
 
 def _key(value: Any, depth: int = 0) -> Hashable:
-    """Checks that a value can be hashed, and that hashing it does not go deep."""
+    """Checks that a value can be hashed, in little time and without going deep."""
     if isinstance(value, tuple) and depth < KEY_DEPTH:
         for item in value:
             _key(item, depth + 1)
         return value
-    if value is None or isinstance(value, str | bytes | int | float | Global | Record):
+    # Hashes of larger numbers collide at will, and a dict of those takes hours.
+    small = not isinstance(value, int) or abs(value) < sys.hash_info.modulus
+    if value is None or (isinstance(value, str | bytes | int | float | Global | Record) and small):
         return value
     raise _malformed(f"a {shown(value)} as a key")
 
@@ -323,7 +326,7 @@ def _push(machine: _Machine, value: Any) -> None:
 
 
 def _push_marked(machine: _Machine, make: Callable[[list], Any]) -> None:
-    items = machine.pop_mark()
+    items = machine.pop_mark()  # which changes the stack
     machine.stack.append(make(items))
 
 
@@ -332,8 +335,7 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     **dict.fromkeys(("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"), _push),
     **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), _push),
     **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _push),
-    "PROTO": lambda m, _: None,
-    "FRAME": lambda m, _: None,
+    **dict.fromkeys(("PROTO", "FRAME"), lambda m, _: None),
     "NONE": lambda m, _: m.stack.append(None),
     "NEWTRUE": lambda m, _: m.stack.append(True),
     "NEWFALSE": lambda m, _: m.stack.append(False),
@@ -353,16 +355,14 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "TUPLE2": lambda m, _: m.tuple_of(2),
     "TUPLE3": lambda m, _: m.tuple_of(3),
     "APPEND": lambda m, _: m.append([m.pop()]),
-    "APPENDS": lambda m, _: m.append(m.pop_mark()),
-    "ADDITEMS": lambda m, _: m.append(m.pop_mark()),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda m, _: m.append(m.pop_mark())),
     "SETITEM": lambda m, _: m.set_items([m.pop(), m.pop()][::-1]),
     "SETITEMS": lambda m, _: m.set_items(m.pop_mark()),
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), _Machine.put),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
     "GLOBAL": lambda m, name: m.stack.append(Global(name.replace(" ", ".", 1))),
     "STACK_GLOBAL": _Machine.global_by_stack,
-    "REDUCE": _Machine.reduce,
-    "NEWOBJ": _Machine.reduce,
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine.reduce),
     "NEWOBJ_EX": _Machine.new_with_keywords,
     "INST": lambda m, name: m.call(Global(name.replace(" ", ".", 1)), tuple(m.pop_mark())),
     "OBJ": _Machine.obj,

@@ -117,7 +117,8 @@ class _Pickler:
             self.code += pickle.BUILD
 
     def _tensor(self, array: np.ndarray) -> None:
-        if array.dtype not in _STORAGE_NAMES:
+        dtype = array.dtype.newbyteorder("=")
+        if dtype not in _STORAGE_NAMES:
             raise TypeError(f"an array of {array.dtype} cannot be written for PyTorch")
         key = str(len(self.arrays))
         self.arrays.append(array)
@@ -129,7 +130,7 @@ class _Pickler:
         self.code += pickle.MARK
         self.code += pickle.MARK
         self.add("storage")
-        self._global(*_STORAGE_NAMES[array.dtype])
+        self._global(*_STORAGE_NAMES[dtype])
         for part in (key, "cpu", array.size):
             self.add(part)
         self.code += pickle.TUPLE + pickle.BINPERSID
