@@ -194,8 +194,11 @@ def _converted(
     flat = {}
     for name, (path, to_ours, _) in table.items():
         if name in counts:
-            value = state_dict[name] if name in names else 0
-            flat[path] = np.asarray(value, np.int32).reshape(())
+            value = np.asarray(state_dict[name] if name in names else 0)
+            if value.size == 1:
+                flat[path] = value.astype(np.int32).reshape(())
+            else:
+                problems.append(f"shape: {name} is {value.shape}, the model has ()")
         elif name in names:
             array = np.asarray(state_dict[name], np.float32)
             if array.shape != shapes[name]:
@@ -205,9 +208,10 @@ def _converted(
             else:
                 flat[path] = np.ascontiguousarray(to_ours(array))
     if problems:
-        shown = "\n  ".join(problems[:20])
+        start = " " if len(problems) == 1 else "\n  "
+        shown = start + "\n  ".join(problems[:20])
         more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(f"these are not {what}:\n  {shown}{more}")
+        raise ValueError(f"these are not {what}:{shown}{more}")
     return traverse_util.unflatten_dict(flat)
 
 
