@@ -178,6 +178,13 @@ def test_class_counts_are_told_by_shapes():
     assert (config.num_classes, config.image_classes) == (2, 3)
 
 
+def test_the_length_of_the_roi_batch_is_told_by_a_shape():
+    name = "s2new.fc_scores.weight"
+    assert infer_config(Weights({name: np.zeros((512, 320))})).selection_size == 64
+    for shape in ((512, 639), (512, 0), (640,)):
+        assert infer_config(Weights({name: np.zeros(shape)})).selection_size == 128
+
+
 def test_anchors_come_from_the_file_or_from_flags():
     assert infer_config(Weights({})).anchor_sizes == SIZES
     told = Weights({}, (4, 8), (1, 2), cell_anchors((4, 8), (1, 2)))
