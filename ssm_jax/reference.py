@@ -153,10 +153,12 @@ def to_variables(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str
             else:
                 problems.append(f"shape: {name} is {value.shape}, the model has ()")
         elif name in names:
-            array = np.asarray(state_dict[name], np.float32)
+            array = np.asarray(state_dict[name])
             if array.shape != shapes[name]:
                 problems.append(f"shape: {name} is {array.shape}, the model has {shapes[name]}")
-            elif not np.isfinite(array).all():
+                continue
+            array = array.astype(np.float32, copy=False)
+            if not np.isfinite(array).all():
                 problems.append(f"not finite: {name}")
             else:
                 flat[path] = np.ascontiguousarray(to_ours(array))
