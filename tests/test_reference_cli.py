@@ -209,8 +209,8 @@ def test_ours_to_torch_and_back_is_the_same_bits(tmp_path):
             assert array.shape == expected[key].shape
             assert array.tobytes() == expected[key].tobytes()
         assert list(path.parent.glob("*.tmp")) == []
-        # An existing file is not replaced.
-        failed_in_one_line(run("export_reference", *flags), str(path), "exists")
+    # An existing file is not replaced.
+    failed_in_one_line(run("export_reference", *flags), str(path), "exists")
     weights = weight_files.read_weights(path)
     assert (weights.anchor_sizes, weights.anchor_ratios) == ((8, 16), (0.5, 1.0))
     torch_layout = torch_file.read(path)
