@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ssm_jax.classes import short_names
 from ssm_jax.config import ModelConfig
 from ssm_jax.models.inference import Predictions, make_predict_fn
 from ssm_jax.ops.masks import encode_masks
@@ -20,39 +21,60 @@ PADDING_MULTIPLE = 32  # sides of a canvas are multiples of it
 
 
 @dataclasses.dataclass(frozen=True)
+class RoIRows:
+    """The ranked RoI batch that module S read of one slice.
+
+    Attributes:
+      rows: [S, 5] float32 (score, tx, ty, tw, th); scores do not increase. Where fewer than S
+        boxes survived NMS, boxes are repeated in neighboring rows.
+      boxes: [S, 4] float32, the same boxes decoded, XYXY in pixels of the slice as given.
+      count: distinct boxes; 0: there was none, and all rows are zero.
+    """
+
+    rows: np.ndarray
+    boxes: np.ndarray
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Prediction:
     """What the model says of one slice; boxes and masks are in pixels of the slice as given.
 
     Attributes:
       height: of the slice, pixels.
       width: of the slice, pixels.
-      class_logits: [K] float32, one per image class (normal, common pneumonia, COVID-19).
+      class_logits: [K] float32, one per image class: of three normal, common pneumonia and
+        COVID-19, of two normal and COVID-19; none if the model only segments.
       class_probabilities: [K] float32, their softmax.
-      predicted_class: index of the largest logit.
+      predicted_class: index of the largest logit; None if the model only segments.
       boxes: [n, 4] float32, XYXY.
       scores: [n] float32 in [0, 1], decreasing.
-      labels: [n] int32, lesion class (1 where lesions are one class).
+      labels: [n] int32, lesion class: 1, or of two 1 ground glass and 2 consolidation.
       masks: n COCO run-length encodings {"size": [height, width], "counts": str}; None if masks
         were not asked for.
+      roi_batch: what module S read; None if it was not asked for.
     """
 
     height: int
     width: int
     class_logits: np.ndarray
     class_probabilities: np.ndarray
-    predicted_class: int
+    predicted_class: int | None
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
     masks: list[dict[str, Any]] | None
+    roi_batch: RoIRows | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON can hold: `height`, `width`, `class_logits`, `class_probabilities`,
-        `predicted_class`, and `detections`, a list of `box`, `score` and (if predicted) `mask`.
+        `predicted_class`, `predicted_class_name` ("normal", "cp" for common pneumonia, "covid"),
+        and `detections`, a list of `box`, `score`, `label` and (if predicted) `mask`.
         """
+        names = short_names(len(self.class_logits))
         detections = [
-            {"box": box.tolist(), "score": float(score)}
-            for box, score in zip(self.boxes, self.scores, strict=True)
+            {"box": box.tolist(), "score": float(score), "label": int(label)}
+            for box, score, label in zip(self.boxes, self.scores, self.labels, strict=True)
         ]
         if self.masks is not None:
             for detection, mask in zip(detections, self.masks, strict=True):
@@ -63,6 +85,7 @@ class Prediction:
             "class_logits": self.class_logits.tolist(),
             "class_probabilities": self.class_probabilities.tolist(),
             "predicted_class": self.predicted_class,
+            "predicted_class_name": names[self.predicted_class] if names else None,
             "detections": detections,
         }
 
@@ -83,6 +106,7 @@ class Predictor:
         nms_threshold: float = 0.5,
         masks: bool = True,
         batch_size: int = 1,
+        roi_batch: bool = False,
     ):
         """Takes a model.
 
@@ -93,6 +117,7 @@ class Predictor:
           nms_threshold: IoU above which the lower-scored box is dropped, in [0, 1].
           masks: whether to predict masks.
           batch_size: slices a call; smaller batches are filled up, to compile only once.
+          roi_batch: whether predictions tell what module S read.
 
         Raises:
           ValueError: a threshold outside [0, 1], or a batch size below 1.
@@ -108,7 +133,7 @@ class Predictor:
         self.nms_threshold = nms_threshold
         self.masks = masks
         self.batch_size = batch_size
-        self._predict = _predict_fn(model_config, masks)
+        self._predict = _predict_fn(model_config, masks, roi_batch)
 
     def __call__(self, image: np.ndarray) -> Prediction:
         """Predicts one slice; see `predict_batch`."""
@@ -231,9 +256,9 @@ def prepare(image: np.ndarray, image_size: int, max_size: int) -> np.ndarray:
 
 
 @functools.lru_cache
-def _predict_fn(model_config: ModelConfig, masks: bool):
+def _predict_fn(model_config: ModelConfig, masks: bool, roi_batch: bool):
     """One jitted function a model, whatever weights it gets: compiled once a process."""
-    return make_predict_fn(model_config, masks=masks)
+    return make_predict_fn(model_config, masks=masks, roi_batch=roi_batch)
 
 
 def _canvas(shape: Sequence[int]) -> tuple[int, int]:
@@ -253,16 +278,27 @@ def _in_original_pixels(
     masks = None
     if outputs.mask_probabilities is not None:
         masks = encode_masks(outputs.mask_probabilities[row][used], boxes, height, width)
+    roi_batch = None
+    if outputs.roi_batch is not None:
+        read = outputs.roi_batch
+        roi_boxes = (read.boxes[row] * scale).astype(np.float32)
+        roi_batch = RoIRows(read.rows[row], roi_boxes, int(read.count[row]))
     logits = outputs.class_logits[row]
-    exponentials = np.exp(logits - logits.max())
     return Prediction(
         height=height,
         width=width,
         class_logits=logits,
-        class_probabilities=exponentials / exponentials.sum(),
-        predicted_class=int(logits.argmax()),
+        class_probabilities=softmax(logits),
+        predicted_class=int(logits.argmax()) if len(logits) else None,
         boxes=boxes,
         scores=outputs.scores[row][used],
         labels=outputs.labels[row][used],
         masks=masks,
+        roi_batch=roi_batch,
     )
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Class probabilities from logits [..., K]."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)

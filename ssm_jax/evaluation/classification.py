@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-IMAGE_CLASSES = ("normal", "cp", "covid")  # as in metric names; cp: common pneumonia
+from ssm_jax.classes import SHORT_NAMES
+
+IMAGE_CLASSES = SHORT_NAMES  # as in metric names; cp: common pneumonia
 PAPER_SHARES = (0.45, 0.35, 0.20)  # weights of the classes in the paper's F1
 
 
@@ -51,62 +53,70 @@ def sensitivity(confusion: np.ndarray) -> np.ndarray:
     """Share of each class's slices that are found (recall).
 
     Args:
-      confusion: [K, K], rows truth.
+      confusion: [..., K, K], rows truth; leading axes hold several matrices.
 
     Returns:
-      float64 [K]; NaN for a class without truth slices.
+      float64 [..., K]; NaN for a class without truth slices.
     """
-    return _ratio(np.diag(confusion), confusion.sum(axis=1))
+    return _ratio(_diagonal(confusion), confusion.sum(axis=-1))
 
 
 def f1_scores(confusion: np.ndarray) -> np.ndarray:
     """Harmonic mean of precision and sensitivity of each class: 2 TP / (2 TP + FP + FN).
 
     Args:
-      confusion: [K, K], rows truth.
+      confusion: [..., K, K], rows truth; leading axes hold several matrices.
 
     Returns:
-      float64 [K]; NaN for a class in neither truth nor predictions. A class that is in only one
-      of them scores 0.
+      float64 [..., K]; NaN for a class in neither truth nor predictions. A class that is in only
+      one of them scores 0.
     """
-    return _ratio(2 * np.diag(confusion), confusion.sum(axis=0) + confusion.sum(axis=1))
+    return _ratio(2 * _diagonal(confusion), confusion.sum(axis=-2) + confusion.sum(axis=-1))
 
 
-def accuracy(confusion: np.ndarray) -> float:
-    """Share of all slices with the right class; NaN without slices."""
-    return float(_ratio(np.trace(confusion), confusion.sum()))
+def accuracy(confusion: np.ndarray) -> np.ndarray:
+    """Share of all slices with the right class.
+
+    Args:
+      confusion: [..., K, K], rows truth; leading axes hold several matrices.
+
+    Returns:
+      float64 [...]; NaN without slices.
+    """
+    return _ratio(_diagonal(confusion).sum(axis=-1), confusion.sum(axis=(-2, -1)))
 
 
-def weighted_f1(confusion: np.ndarray, shares: Sequence[float] | None = None) -> float:
+def weighted_f1(confusion: np.ndarray, shares: Sequence[float] | None = None) -> np.ndarray:
     """F1 averaged over classes.
 
     The paper's 0.9676 comes out of its confusion matrix with its rounded shares, `PAPER_SHARES`
     (0.96760); with the exact shares of its test split the figure is 0.96748.
 
     Args:
-      confusion: [K, K], rows truth.
+      confusion: [..., K, K], rows truth; leading axes hold several matrices.
       shares: K non-negative weights, which need not add up to 1. None: the share of each class
         in the truth.
 
     Returns:
-      The weighted mean over the classes whose F1 is defined (the weights of the others are
-      spread in proportion); NaN where these have no weight.
+      float64 [...]: the weighted mean over the classes whose F1 is defined (the weights of the
+      others are spread in proportion); NaN where these have no weight.
 
     Raises:
       ValueError: another number of shares than classes, or a negative one.
     """
-    weights = confusion.sum(axis=1) if shares is None else np.asarray(shares)
+    classes = confusion.shape[-1]
+    weights = confusion.sum(axis=-1) if shares is None else np.asarray(shares)
     weights = weights.astype(np.float64)
-    if weights.shape != (len(confusion),) or (weights < 0).any():
-        raise ValueError(f"{len(confusion)} shares >= 0 are needed, not {weights.tolist()}")
+    if weights.shape[-1:] != (classes,) or (weights < 0).any():
+        raise ValueError(f"{classes} shares >= 0 are needed, not {weights.tolist()}")
     scores = f1_scores(confusion)
-    defined = ~np.isnan(scores)
-    return float(_ratio(weights[defined] @ scores[defined], weights[defined].sum()))
+    weights = np.where(np.isnan(scores), 0, weights)
+    return _ratio((weights * np.nan_to_num(scores)).sum(axis=-1), weights.sum(axis=-1))
 
 
-def macro_f1(confusion: np.ndarray) -> float:
-    """Plain mean of the defined F1 scores; NaN without slices."""
-    return weighted_f1(confusion, np.ones(len(confusion)))
+def macro_f1(confusion: np.ndarray) -> np.ndarray:
+    """Plain mean of the defined F1 scores of [..., K, K]: float64 [...]; NaN without slices."""
+    return weighted_f1(confusion, np.ones(confusion.shape[-1]))
 
 
 def classification_metrics(
@@ -132,15 +142,37 @@ def classification_metrics(
     confusion = np.asarray(confusion)
     if confusion.shape != (len(names), len(names)):
         raise ValueError(f"{len(names)} class names for a matrix of {list(confusion.shape)}")
-    metrics: dict[str, object] = {"accuracy": accuracy(confusion)}
+    figures = stacked_metrics(confusion, names, shares)
+    return {name: float(value) for name, value in figures.items()} | {
+        "confusion": confusion.tolist()
+    }
+
+
+def stacked_metrics(
+    confusion: np.ndarray, names: Sequence[str], shares: Sequence[float] | None = None
+) -> dict[str, np.ndarray]:
+    """The figures of `classification_metrics` without "confusion", of many matrices at once.
+
+    Args:
+      confusion: [..., K, K], rows truth.
+      names: K class names.
+      shares: as there.
+
+    Returns:
+      name -> float64 [...].
+    """
+    figures = {"accuracy": accuracy(confusion)}
     for prefix, values in (("sensitivity", sensitivity(confusion)), ("f1", f1_scores(confusion))):
-        metrics |= {f"{prefix}_{n}": float(v) for n, v in zip(names, values, strict=True)}
-    metrics["f1_weighted"] = weighted_f1(confusion, shares)
+        figures |= {f"{prefix}_{name}": values[..., k] for k, name in enumerate(names)}
+    figures["f1_weighted"] = weighted_f1(confusion, shares)
     if len(names) == len(PAPER_SHARES):
-        metrics["f1_weighted_paper"] = weighted_f1(confusion, PAPER_SHARES)
-    metrics["f1_macro"] = macro_f1(confusion)
-    metrics["confusion"] = confusion.tolist()
-    return metrics
+        figures["f1_weighted_paper"] = weighted_f1(confusion, PAPER_SHARES)
+    figures["f1_macro"] = macro_f1(confusion)
+    return figures
+
+
+def _diagonal(confusion: np.ndarray) -> np.ndarray:
+    return np.diagonal(confusion, axis1=-2, axis2=-1)
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

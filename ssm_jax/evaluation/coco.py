@@ -131,15 +131,57 @@ class CocoRecorder:
         names = ("image_id", "category_id", "score", field)
         return [{name: detection[name] for name in names} for detection in self.detections]
 
+    def run(self, kind: str) -> COCOeval:
+        """pycocotools on all that was added: see the function `run`."""
+        return run(self.truth, self.results(kind), kind)
+
     def evaluate(self, kind: str) -> dict[str, float]:
         """The twelve figures of all that was added: see the function `evaluate`."""
-        return evaluate(self.truth, self.results(kind), kind)
+        return figures(self.run(kind))
 
 
 def evaluate(
     truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: str
 ) -> dict[str, float]:
-    """Twelve COCO figures.
+    """Twelve COCO figures: `figures` of `run`, with its arguments and errors."""
+    return figures(run(truth, results, kind))
+
+
+def figures(evaluated: COCOeval) -> dict[str, float]:
+    """What pycocotools summarizes.
+
+    Args:
+      evaluated: from `run`.
+
+    Returns:
+      `FIGURES` -> number in [0, 1], or NaN where pycocotools says -1: no ground truth (of that
+      size) to measure on.
+    """
+    return {
+        name: float(value) if value >= 0 else float("nan")
+        for name, value in zip(FIGURES, evaluated.stats, strict=True)
+    }
+
+
+def precision_curves(evaluated: COCOeval) -> np.ndarray:
+    """Interpolated precision over recall, objects of all sizes, up to 100 detections an image.
+
+    Args:
+      evaluated: from `run`.
+
+    Returns:
+      float64 [10, 101]: a row for each IoU threshold 0.50, 0.55, ..., 0.95, a column for each
+      recall 0, 0.01, ..., 1; the mean over the classes that have objects. NaN without objects.
+    """
+    precision = evaluated.eval["precision"][:, :, :, 0, -1]  # [10, 101, K]
+    present = precision[0, 0] >= 0
+    if not present.any():
+        return np.full(precision.shape[:2], np.nan)
+    return precision[:, :, present].mean(axis=2)
+
+
+def run(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: str) -> COCOeval:
+    """Runs pycocotools.
 
     Args:
       truth: a COCO instances dict; masks as compressed run lengths.
@@ -147,8 +189,7 @@ def evaluate(
       kind: "segm" or "bbox".
 
     Returns:
-      `FIGURES` -> number in [0, 1], or NaN where pycocotools says -1: no ground truth (of that
-      size) to measure on.
+      A COCOeval that has evaluated, accumulated and summarized.
 
     Raises:
       ValueError: unknown kind, or a result of an image that the truth does not have.
@@ -169,10 +210,7 @@ def evaluate(
     evaluator.evaluate()
     evaluator.accumulate()
     evaluator.summarize()
-    return {
-        name: float(value) if value >= 0 else float("nan")
-        for name, value in zip(FIGURES, evaluator.stats, strict=True)
-    }
+    return evaluator
 
 
 def write_json(path: str | os.PathLike, content: Any) -> None:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssm_jax.evaluation import classification, coco, per_image_ap
+from ssm_jax.evaluation import calibration, classification, coco, per_image_ap
 from ssm_jax.evaluation import rle as rle_lib
 
 if TYPE_CHECKING:
+    from pycocotools.cocoeval import COCOeval
+
     from ssm_jax.predictor import Prediction
 
 LESION_CLASSES = {1: "lesion"}
@@ -25,6 +27,8 @@ class Evaluator:
       seg_files: the file names of these slices.
       recorder: truth and predictions in COCO format (`coco.CocoRecorder`).
       labels, predicted: true and predicted class of each classification slice.
+      probabilities: class probabilities [K] of these slices; None where none were given.
+      cls_files: their file names.
     """
 
     def __init__(
@@ -48,6 +52,9 @@ class Evaluator:
         self.seg_files: list[str] = []
         self.labels: list[int] = []
         self.predicted: list[int] = []
+        self.probabilities: list[np.ndarray | None] = []
+        self.cls_files: list[str] = []
+        self._coco_runs: dict[str, COCOeval] = {}
 
     def add_segmentation(
         self,
@@ -101,32 +108,59 @@ class Evaluator:
         self.recorder.add_detections(
             image_id, prediction.masks, prediction.boxes, prediction.scores, prediction.labels
         )
+        self._coco_runs.clear()
         self.per_image.append(figures)
         self.seg_files.append(file_name)
         return figures
 
-    def add_classification(self, output: int | np.ndarray, label: int) -> None:
+    def add_classification(
+        self,
+        output: int | np.ndarray,
+        label: int,
+        probabilities: np.ndarray | None = None,
+        file_name: str = "",
+    ) -> None:
         """Adds the class of one slice.
 
         Args:
           output: the predicted class, or the class logits or probabilities [K], of which the
             largest counts (ties: the lower class).
           label: the true class.
+          probabilities: float [K], for the calibration; without those of all slices there is none.
+          file_name: kept with the figures.
 
         Raises:
-          ValueError: a class that does not exist, or another number of logits.
+          ValueError: a class that does not exist, or another number of logits or probabilities.
         """
         output, classes = np.asarray(output), len(self.image_classes)
         if output.ndim > 0 and output.shape != (classes,):
             raise ValueError(f"{classes} class logits are needed, not {list(output.shape)}")
+        if probabilities is not None and np.shape(probabilities) != (classes,):
+            raise ValueError(
+                f"{classes} class probabilities are needed, not {list(np.shape(probabilities))}"
+            )
         predicted = int(output.argmax()) if output.ndim else int(output)
         classification.confusion_matrix([label], [predicted], classes)  # checks both
         self.labels.append(int(label))
         self.predicted.append(predicted)
+        self.probabilities.append(None if probabilities is None else np.asarray(probabilities))
+        self.cls_files.append(file_name)
 
     def confusion(self) -> np.ndarray:
         """Confusion matrix so far: int64 [K, K], rows truth."""
         return classification.confusion_matrix(self.labels, self.predicted, len(self.image_classes))
+
+    def coco_run(self, kind: str) -> COCOeval:
+        """pycocotools on the segmentation slices so far, run once: see `coco.run`."""
+        if kind not in self._coco_runs:
+            self._coco_runs[kind] = self.recorder.run(kind)
+        return self._coco_runs[kind]
+
+    def reliability(self) -> calibration.Reliability | None:
+        """How far confidence and accuracy agree; None without the probabilities of all slices."""
+        if not self.labels or any(p is None for p in self.probabilities):
+            return None
+        return calibration.reliability(np.stack(self.probabilities), np.asarray(self.labels))
 
     def metrics(self) -> dict[str, Any]:
         """All figures of what was added so far, under flat names.
@@ -134,14 +168,15 @@ class Evaluator:
         Segmentation (left out without segmentation slices): "ap50", "ap75", "ap" (per-image AP),
         "coco_segm_<figure>" and "coco_bbox_<figure>" for the twelve `coco.FIGURES`, "seg_slices",
         "objects", "detections". Classification (left out without classification slices): what
-        `classification.classification_metrics` gives, and "cls_slices". Figures that nothing
-        defines are NaN (`json_ready` makes them null).
+        `classification.classification_metrics` gives, "cls_slices", and "ece" where the class
+        probabilities are known. Figures that nothing defines are NaN (`json_ready` makes them
+        null).
         """
         metrics: dict[str, Any] = {}
         if self.per_image:
             metrics |= per_image_ap.summarize(self.per_image)
             for kind in coco.KINDS:
-                figures = self.recorder.evaluate(kind)
+                figures = coco.figures(self.coco_run(kind))
                 metrics |= {f"coco_{kind}_{name}": value for name, value in figures.items()}
             metrics["seg_slices"] = len(self.per_image)
             metrics["objects"] = len(self.recorder.truth["annotations"])
@@ -151,6 +186,9 @@ class Evaluator:
                 self.confusion(), self.image_classes, self.class_shares
             )
             metrics["cls_slices"] = len(self.labels)
+            reliability = self.reliability()
+            if reliability is not None:
+                metrics["ece"] = reliability.ece
         return metrics
 
 

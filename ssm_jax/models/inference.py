@@ -5,15 +5,31 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from ssm_jax.config import ModelConfig
 from ssm_jax.models import ssm
-from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS, BoxOutputs
+from ssm_jax.models.roi_heads import MASK_BINS, BoxOutputs
 from ssm_jax.models.rpn import Proposals
 from ssm_jax.ops import boxes as box_ops
 from ssm_jax.ops.masks import MASK_SIZE
 from ssm_jax.ops.nms import nms
+from ssm_jax.ops.roi_align import roi_align
+from ssm_jax.ops.roi_batch import RoIBatch
+
+
+class ReadRoIs(flax.struct.PyTreeNode):
+    """The ranked RoI batch of B slices, S rows each, with the boxes behind its encodings.
+
+    Attributes:
+      rows: [B, S, 5] float32 (score, tx, ty, tw, th), scores not increasing.
+      boxes: [B, S, 4] float32, the same boxes decoded and clipped, pixels of the resized slice.
+      count: [B] int32, distinct boxes; 0: all rows and boxes are zero.
+    """
+
+    rows: Array
+    boxes: Array
+    count: Array
 
 
 class Predictions(flax.struct.PyTreeNode):
@@ -28,6 +44,7 @@ class Predictions(flax.struct.PyTreeNode):
       labels: [B, D] int32, lesion class (1 where lesions are one class).
       valid: [B, D] bool, slots in use.
       mask_probabilities: [B, D, 28, 28] float32 in [0, 1], or None.
+      roi_batch: what module S read, or None.
     """
 
     class_logits: Array
@@ -36,14 +53,16 @@ class Predictions(flax.struct.PyTreeNode):
     labels: Array
     valid: Array
     mask_probabilities: Array | None = None
+    roi_batch: ReadRoIs | None = None
 
 
-def make_predict_fn(config: ModelConfig, masks: bool = True):
+def make_predict_fn(config: ModelConfig, masks: bool = True, roi_batch: bool = False):
     """Builds the jitted inference function of a model.
 
     Args:
       config: the model.
       masks: whether to predict masks; without them the mask head does not run.
+      roi_batch: whether to return the rows that module S read.
 
     Returns:
       predict(variables, images, image_sizes, score_threshold, nms_threshold) -> Predictions, with
@@ -56,23 +75,42 @@ def make_predict_fn(config: ModelConfig, masks: bool = True):
     def predict(variables, images, image_sizes, score_threshold=0.75, nms_threshold=0.5):
         features = ssm.stage(config, variables, "extract", images, image_sizes, train=False)
         proposals = ssm.proposals_from(config, variables, features, image_sizes)
-        roi_features = ssm.align(config, features, proposals.boxes, BOX_BINS)
+        classified, segmented = ssm.read_boxes(config, variables, features, proposals.boxes)
 
-        outputs = ssm.stage(config, variables, "classify_boxes", roi_features)
         keys = jnp.broadcast_to(jax.random.key(0), images.shape[:1])
-        selection = ssm.select_rois(config, outputs, proposals, image_sizes, keys)
+        selection = ssm.select_rois(config, classified, proposals, image_sizes, keys)
         class_logits = ssm.stage(config, variables, "read_class", selection.rows)
 
-        outputs = ssm.stage(config, variables, "segment_boxes", roi_features)
         thresholds = (score_threshold, nms_threshold)
-        detections = detect(config, outputs, proposals, image_sizes, *thresholds)
+        detections = detect(config, segmented, proposals, image_sizes, *thresholds)
         predictions = Predictions(class_logits, *detections)
         if masks:
             probabilities = predict_masks(config, variables, features, predictions)
             predictions = predictions.replace(mask_probabilities=probabilities)
+        if roi_batch:
+            read = read_rois(selection, proposals, image_sizes)
+            predictions = predictions.replace(roi_batch=read)
         return predictions
 
     return predict
+
+
+def read_rois(selection: RoIBatch, proposals: Proposals, image_sizes: Array) -> ReadRoIs:
+    """Decodes the rows that module S reads.
+
+    Args:
+      selection: of B slices, from the proposals.
+      proposals: of these slices.
+      image_sizes: [B, 2], pixels.
+
+    Returns:
+      ReadRoIs.
+    """
+    references = jnp.take_along_axis(proposals.boxes, selection.indices[..., None], axis=1)
+    boxes = box_ops.decode(selection.rows[..., 1:], references, box_ops.ROI_WEIGHTS)
+    boxes = jax.vmap(box_ops.clip_to_image)(boxes, image_sizes)
+    found = (selection.count > 0)[:, None, None]
+    return ReadRoIs(selection.rows, jnp.where(found, boxes, 0), selection.count)
 
 
 def detect(
@@ -119,19 +157,18 @@ def predict_masks(
     config: ModelConfig, variables: Any, features: Array, predictions: Predictions
 ) -> Array:
     """Mask probabilities of the detections' own classes, [B, D, 28, 28]; 0 in unused slots."""
-    batch, capacity = predictions.valid.shape
+    boxes, labels = (ssm.pad_to_chunks(x) for x in (predictions.boxes, predictions.labels))
 
-    def at_size(size, features, boxes, labels):
-        padding = ((0, 0), (0, capacity - size), (0, 0), (0, 0))
-        if size == 0:
-            return jnp.zeros((batch, capacity, MASK_SIZE, MASK_SIZE))
-        roi_features = ssm.align(config, features, boxes[:, :size], MASK_BINS)
+    def add(probabilities, image, start):
+        chunk = ssm.chunk_of(boxes, image, start)
+        roi_features = roi_align(features[image], chunk, MASK_BINS, 1 / config.stride)
         logits = ssm.stage(config, variables, "predict_masks", roi_features)
-        own = labels[:, :size].reshape(-1, 1, 1, 1)
+        own = ssm.chunk_of(labels, image, start)[:, None, None, None]
         logits = jnp.take_along_axis(logits, own, axis=-1)[..., 0]
-        return jnp.pad(jax.nn.sigmoid(logits).reshape(batch, size, *logits.shape[1:]), padding)
+        at = (image, start, 0, 0)
+        return lax.dynamic_update_slice(probabilities, jax.nn.sigmoid(logits)[None], at)
 
-    most = predictions.valid.sum(axis=1).max()
-    operands = (features, predictions.boxes, predictions.labels)
-    probabilities = ssm.at_smallest_bucket(most, capacity, at_size, *operands)
+    empty = jnp.zeros((*boxes.shape[:2], MASK_SIZE, MASK_SIZE))
+    counts = predictions.valid.sum(axis=1)
+    probabilities = ssm.for_masks_in_use(counts, add, empty)[:, : predictions.valid.shape[1]]
     return jnp.where(predictions.valid[..., None, None], probabilities, 0)

@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
 from ssm_jax import visualize
+from ssm_jax.classes import lesion_names, long_names, short_names
 from ssm_jax.config import ModelConfig
 from ssm_jax.data import Datasets, iterate_slices
 from ssm_jax.data.batches import segmentation_arrays
 from ssm_jax.evaluation import Evaluator
+from ssm_jax.evaluation.run import (
+    Loading,
+    Stopped,
+    classification_slices,
+    grouped,
+    segmentation_slices,
+)
 from ssm_jax.predictor import Prediction, Predictor
 from ssm_jax.training.interrupt import StopRequest
 from ssm_jax.training.state import TrainState
 
+__all__ = ["SUMMARY", "Example", "Stopped", "evaluate", "reestimated_batch_stats", "summary"]
+
 SUMMARY = ("ap50", "ap", "coco_segm_AP50", "accuracy", "sensitivity_covid", "f1_weighted")
-
-T = TypeVar("T")
-
-
-class Stopped(Exception):
-    """A stop was requested in the middle of an evaluation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +53,9 @@ class Example:
 
     def draw(self, path: pathlib.Path) -> None:
         """Writes the picture."""
+        names = long_names(len(self.prediction.class_logits))
         picture = visualize.overlay(
-            self.image, self.prediction, self.instances, self.label, title=self.file
+            self.image, self.prediction, self.instances, self.label, names, title=self.file
         )
         picture.save(path)
 
@@ -87,11 +90,18 @@ def evaluate(
         nms_threshold=settings.nms_threshold,
         batch_size=settings.batch_size,
     )
-    evaluator = Evaluator()
-    # Half of the pictures from either split.
+    classes = config.model.image_classes
+    evaluator = Evaluator(short_names(classes), lesion_names(config.data.mask_type))
+    loading = Loading(
+        settings.max_slices, settings.batch_size, config.data.threads, config.data.prefetch
+    )
+    # Half of the pictures from either split, if there are two.
     wanted = settings.overlays if overlays is not None else 0
-    drawn = list(_segmentation(config, datasets, predictor, evaluator, stop, -(-wanted // 2)))
-    drawn += _classification(config, datasets, predictor, evaluator, stop, wanted // 2)
+    common = (datasets, predictor, evaluator, loading, stop)
+    of_classes = wanted // 2 if classes else 0
+    drawn = list(_segmentation(*common, wanted - of_classes))
+    if classes:
+        drawn += _classification(*common, of_classes)
     if overlays is not None and drawn:
         shutil.rmtree(overlays, ignore_errors=True)
         overlays.mkdir(parents=True)
@@ -128,7 +138,7 @@ def reestimated_batch_stats(
     picked = _Picked(source, [usable[k * len(usable) // count] for k in range(count)])
     slices = iterate_slices(picked, 0, config.data.threads, config.data.prefetch)
     average = state.batch_stats
-    for seen, group in enumerate(_grouped(slices, size)):
+    for seen, group in enumerate(grouped(slices, size)):
         arrays = [segmentation_arrays(example, datasets) for example in group]
         images, sizes = (np.stack([a[name] for a in arrays]) for name in ("image", "image_size"))
         average = estimator(state.params, average, images, sizes, np.float32(seen))
@@ -142,35 +152,26 @@ def summary(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _segmentation(config, datasets, predictor, evaluator, stop, wanted) -> Iterator[Example]:
+def _segmentation(datasets, predictor, evaluator, loading, stop, wanted) -> Iterator[Example]:
     """Adds the segmentation slices; yields `wanted` examples, spread over slices with lesions."""
     source = datasets.seg_test
-    count = _count(source, config)
     with_lesions = sum(source.object_counts > 0)
-    spread = _Spread(min(count, with_lesions), wanted)
-    for batch in _batches(source, config, stop, "segmentation slices"):
-        images = [_plain(example.image) for example in batch]
-        for example, image, prediction in zip(
-            batch, images, predictor.predict_batch(images), strict=True
-        ):
-            evaluator.add_segmentation(
-                prediction, example.instances, example.boxes, file_name=example.file
-            )
-            if len(example.boxes) and spread.take():
-                yield Example(example.file, image, prediction, instances=example.instances)
+    spread = _Spread(min(loading.count(source), with_lesions), wanted)
+    for slice_ in segmentation_slices(source, predictor, evaluator, loading, stop):
+        example = slice_.example
+        if len(example.boxes) and spread.take():
+            instances = example.instances
+            yield Example(example.file, slice_.image, slice_.prediction, instances=instances)
 
 
-def _classification(config, datasets, predictor, evaluator, stop, wanted) -> Iterator[Example]:
+def _classification(datasets, predictor, evaluator, loading, stop, wanted) -> Iterator[Example]:
     """Adds the classification slices; yields `wanted` examples, spread over all."""
     source = datasets.cls_test
-    spread = _Spread(_count(source, config), wanted)
-    for batch in _batches(source, config, stop, "classification slices"):
-        images = [_plain(example.image) for example in batch]
-        logits = predictor.class_logits(images)
-        for example, image, row in zip(batch, images, logits, strict=True):
-            evaluator.add_classification(row, example.label)
-            if spread.take():
-                yield Example(example.file, image, predictor(image), label=example.label)
+    spread = _Spread(loading.count(source), wanted)
+    for slice_ in classification_slices(source, predictor, evaluator, loading, stop):
+        if spread.take():
+            file, label = slice_.example.file, slice_.example.label
+            yield Example(file, slice_.image, predictor(slice_.image), label=label)
 
 
 class _Picked(Sequence):
@@ -200,34 +201,3 @@ class _Spread:
         self._seen += 1
         self._wanted -= taken
         return taken
-
-
-def _count(source: Sequence, config: ml_collections.ConfigDict) -> int:
-    limit = config.eval.max_slices
-    return min(len(source), limit) if limit else len(source)
-
-
-def _batches(source, config, stop, name: str) -> Iterator[list]:
-    """Batches of decoded test slices, with a progress bar on a terminal."""
-    slices = iterate_slices(
-        source, config.eval.max_slices, config.data.threads, config.data.prefetch
-    )
-    with tqdm(
-        total=_count(source, config), desc=name, unit="slice", disable=None, leave=False
-    ) as bar:
-        for batch in _grouped(slices, config.eval.batch_size):
-            if stop:
-                raise Stopped
-            yield batch
-            bar.update(len(batch))
-
-
-def _grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    iterator = iter(items)
-    while group := list(itertools.islice(iterator, size)):
-        yield group
-
-
-def _plain(image: np.ndarray) -> np.ndarray:
-    """[H, W, 1] as [H, W]; three channels as they are."""
-    return image[..., 0] if image.shape[-1] == 1 else image

@@ -1,0 +1,93 @@
+"""Bootstrap intervals over patients.
+
+Slices of one patient resemble each other, so that treating them as independent gives intervals
+that are too narrow. Here whole patients are drawn with replacement, as many as there are, a
+thousand times; each figure is computed anew on every such sample (a patient drawn twice counts
+twice), and the interval runs from the 2.5th to the 97.5th percentile of these figures.
+
+Everything works on weights: a sample is the number of times that each unit (patient, or slice
+where patients are not known) was drawn, and figures are computed for all samples at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+SAMPLES = 1000
+LEVEL = 0.95
+
+
+def draw(units: int, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
+    """How often each unit is drawn in each sample.
+
+    Args:
+      units: P, at least 1.
+      samples: R.
+      seed: the same seed gives the same samples.
+
+    Returns:
+      int64 [R, P]; every row adds up to P.
+
+    Raises:
+      ValueError: no unit.
+    """
+    if units < 1:
+        raise ValueError("there is nothing to draw samples from")
+    return np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=samples)
+
+
+def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """Percentile interval.
+
+    Args:
+      values: float [R], a figure on R samples; NaN where the sample does not define it.
+      level: share of the values between the two ends.
+
+    Returns:
+      Both ends; linear between values. NaN where no sample defines the figure.
+    """
+    values = np.asarray(values, np.float64)
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    tail = (1 - level) / 2
+    low, high = np.quantile(values, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def resampled_means(values: np.ndarray, units: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """Means over the slices of every sample.
+
+    Args:
+      values: float [N, F], F figures of N slices.
+      units: int [N], the unit that each slice belongs to, below P.
+      drawn: int [R, P], from `draw`.
+
+    Returns:
+      float64 [R, F].
+    """
+    sums = np.zeros((drawn.shape[1], values.shape[1]))
+    np.add.at(sums, units, values)
+    slices = np.bincount(units, minlength=drawn.shape[1])
+    return (drawn @ sums) / (drawn @ slices)[:, None]
+
+
+def resampled_confusions(
+    labels: np.ndarray, predicted: np.ndarray, classes: int, units: np.ndarray, drawn: np.ndarray
+) -> np.ndarray:
+    """Confusion matrices of every sample.
+
+    Args:
+      labels: int [N], true classes below K.
+      predicted: int [N].
+      classes: K.
+      units: int [N], the unit that each slice belongs to, below P.
+      drawn: int [R, P], from `draw`.
+
+    Returns:
+      int64 [R, K, K], rows truth.
+    """
+    by_unit = np.zeros((drawn.shape[1], classes, classes), np.int64)
+    np.add.at(by_unit, (units, labels, predicted), 1)
+    flat = drawn @ by_unit.reshape(len(by_unit), -1)
+    return flat.reshape(-1, classes, classes)

@@ -1,0 +1,43 @@
+"""Which slices are of one patient, as far as file names tell."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+_CLASS_NAME = re.compile(r"(\d+_[^_]+)_[^_]+_[^_]+")  # <class>_<patient>_<scan>_<slice>
+_SCAN_NAME = re.compile(r"(.+)_\d+")  # <scan>_<slice>
+
+
+def classification_patient(file: str) -> str | None:
+    """The patient of `<class>_<patient>_<scan>_<slice>.png`, "<class>_<patient>"; None otherwise.
+
+    The class belongs to the name: sets number the patients of each class on their own.
+    """
+    match = _CLASS_NAME.fullmatch(pathlib.PurePath(file).stem)
+    return match[1] if match else None
+
+
+def segmentation_patient(file: str) -> str | None:
+    """The scan of `<scan>_<slice>.jpg`, which stands for its patient; None for other names."""
+    match = _SCAN_NAME.fullmatch(pathlib.PurePath(file).stem)
+    return match[1] if match else None
+
+
+def clusters(patients: Sequence[str | None]) -> tuple[np.ndarray, bool]:
+    """Numbers the patients.
+
+    Args:
+      patients: of N slices; None where a name does not tell.
+
+    Returns:
+      int64 [N], the same number for slices of one patient, from 0 without gaps; and whether these
+      are patients. If a single one is unknown, every slice counts as a unit of its own.
+    """
+    if any(patient is None for patient in patients):
+        return np.arange(len(patients)), False
+    numbers = np.unique(np.array(patients, str), return_inverse=True)[1]
+    return numbers.astype(np.int64), True
