@@ -66,6 +66,8 @@ def inferred(weights: Weights) -> dict[str, Any]:
         "blocks": 3 if has("backbone.body.layer3.") else 2,
         "branches": 2 if has("roi_heads.box_head_s2.", "roi_heads.box_predictor_s2.") else 1,
     }
+    if found["branches"] == 1 and not has("s2new."):
+        found["image_classes"] = 0  # segmentation alone
     rows = {
         "num_classes": "roi_heads.box_predictor.cls_score.weight",
         "image_classes": "s2new.fc_scores_img.weight",

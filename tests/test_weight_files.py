@@ -172,6 +172,16 @@ def test_the_model_is_told_by_names(backbone, blocks, branches):
         infer_config(Weights(arrays), {"blocks": 5 - blocks})
 
 
+def test_segmentation_alone_is_told_by_names():
+    config = ModelConfig(branches=1, image_classes=0)
+    arrays = dict.fromkeys(reference.name_map(config), np.zeros(()))
+    assert infer_config(Weights(arrays)) == config
+    # Two branches make no sense without module S: this is a part of a model.
+    config = ModelConfig(branches=2)
+    names = [name for name in reference.name_map(config) if not name.startswith("s2new.")]
+    assert infer_config(Weights(dict.fromkeys(names, np.zeros(())))) == config
+
+
 def test_class_counts_are_told_by_shapes():
     names = ("roi_heads.box_predictor.cls_score.weight", "s2new.fc_scores_img.weight")
     config = infer_config(Weights({names[0]: np.zeros((3, 128)), names[1]: np.zeros((2, 512))}))
@@ -232,3 +242,5 @@ def test_a_wrong_count_of_updates_is_refused():
         ValueError, match=rf"branches\): shape: {name} is \(3,\), the model has \(\)$"
     ):
         reference.to_variables(arrays | {name: np.ones(3, np.int64)}, config)
+    with pytest.raises(ValueError, match=f"not finite: {name}$"):
+        reference.to_variables(arrays | {name: np.float32(np.nan)}, config)
