@@ -11,6 +11,7 @@ Examples:
         --layout=checkpoint
 """
 
+import dataclasses
 import pathlib
 
 import numpy as np
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> None:
     common.set_up_logging()
     from ssm_jax import checkpoints, reference, weight_files
     from ssm_jax.config import ModelConfig
+    from ssm_jax.reference_config import inferred
 
     with common.one_line_errors(ValueError, OSError):
         output = pathlib.Path(_OUTPUT.value)
@@ -66,12 +68,17 @@ def main(argv: list[str]) -> None:
             write_npz(output, state_dict)
         else:
             write_torch(output, state_dict, model_config, info.step)
+        told = ModelConfig.from_mapping(inferred(weight_files.read_weights(output)))
     print(f"{info.path} -> {output}")
-    usual = ModelConfig()
-    anchors = (model_config.anchor_sizes, model_config.anchor_ratios)
-    if _LAYOUT.value == "state_dict" and anchors != (usual.anchor_sizes, usual.anchor_ratios):
-        sizes, ratios = (",".join(f"{number:g}" for number in numbers) for numbers in anchors)
-        print(f"the file does not hold the anchors: sizes {sizes}, ratios {ratios}")
+    untold = differences(told, model_config)
+    if untold:
+        print("the file cannot tell that the model was trained with " + ", ".join(untold))
+
+
+def differences(told, model_config) -> list[str]:
+    """The fields of a configuration, with their values, that another one has differently."""
+    fields = dataclasses.asdict(model_config)
+    return [f"{name}={value}" for name, value in fields.items() if getattr(told, name) != value]
 
 
 def write_npz(path: pathlib.Path, state_dict: dict[str, np.ndarray]) -> None:

@@ -195,15 +195,19 @@ def _converted(
     for name, (path, to_ours, _) in table.items():
         if name in counts:
             value = np.asarray(state_dict[name] if name in names else 0)
-            if value.size == 1:
-                flat[path] = value.astype(np.int32).reshape(())
-            else:
+            if value.size != 1:
                 problems.append(f"shape: {name} is {value.shape}, the model has ()")
+            elif not np.isfinite(value).all():
+                problems.append(f"not finite: {name}")
+            else:
+                flat[path] = value.astype(np.int32).reshape(())
         elif name in names:
-            array = np.asarray(state_dict[name], np.float32)
+            array = np.asarray(state_dict[name])
             if array.shape != shapes[name]:
                 problems.append(f"shape: {name} is {array.shape}, the model has {shapes[name]}")
-            elif not np.isfinite(array).all():
+                continue
+            array = array.astype(np.float32, copy=False)
+            if not np.isfinite(array).all():
                 problems.append(f"not finite: {name}")
             else:
                 flat[path] = np.ascontiguousarray(to_ours(array))

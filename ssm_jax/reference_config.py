@@ -12,6 +12,7 @@ from ssm_jax.ops.anchors import cell_anchors
 from ssm_jax.weight_files import Weights
 
 ANCHOR_FIELDS = ("anchor_sizes", "anchor_ratios")
+ROW_LENGTH = 5  # of the RoI batch that module S reads: score and deltas
 
 
 def infer_config(weights: Weights, given: Mapping[str, Any] | None = None) -> ModelConfig:
@@ -49,7 +50,8 @@ def inferred(weights: Weights) -> dict[str, Any]:
       weights: a state dict of the reference.
 
     Returns:
-      backbone, blocks and branches; num_classes, image_classes and the anchors where they are told.
+      backbone, blocks and branches; num_classes, image_classes, selection_size, and the anchors
+      where they are told.
     """
     names = tuple(weights.arrays)
 
@@ -64,6 +66,8 @@ def inferred(weights: Weights) -> dict[str, Any]:
         "blocks": 3 if has("backbone.body.layer3.") else 2,
         "branches": 2 if has("roi_heads.box_head_s2.", "roi_heads.box_predictor_s2.") else 1,
     }
+    if found["branches"] == 1 and not has("s2new."):
+        found["image_classes"] = 0  # segmentation alone
     rows = {
         "num_classes": "roi_heads.box_predictor.cls_score.weight",
         "image_classes": "s2new.fc_scores_img.weight",
@@ -71,6 +75,9 @@ def inferred(weights: Weights) -> dict[str, Any]:
     for field, name in rows.items():
         if np.ndim(weights.arrays.get(name)) == 2 and len(weights.arrays[name]) > 1:
             found[field] = len(weights.arrays[name])
+    batch = np.shape(weights.arrays.get("s2new.fc_scores.weight"))
+    if len(batch) == 2 and batch[1] and batch[1] % ROW_LENGTH == 0:
+        found["selection_size"] = batch[1] // ROW_LENGTH
     for field in ANCHOR_FIELDS:
         if getattr(weights, field) is not None:
             found[field] = getattr(weights, field)

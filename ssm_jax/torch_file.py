@@ -149,6 +149,7 @@ class _Objects:
 
     def _persistent(self, identifier: Any) -> _Storage | Global:
         kind = identifier[0] if isinstance(identifier, tuple) and identifier else None
+        kind = kind if isinstance(kind, str) else None
         if kind == "module" and len(identifier) == 4 and isinstance(identifier[1], Global):
             return identifier[1]  # a class, with its source for a warning if that has changed
         if kind != "storage" or len(identifier) not in (5, 6):
@@ -233,7 +234,7 @@ def _read_zip(file: BinaryIO, max_bytes: int) -> Any:
         raise
     # A damaged archive makes zipfile raise almost anything.
     except Exception as error:
-        reason = str(error) or type(error).__name__
+        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
         raise ValueError(f"the archive is damaged or cut off ({reason}); {AGAIN}") from error
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 MAX_STEPS = 1_000_000  # opcodes, and elements that these copy; a checkpoint has some ten thousand
 MAX_DEPTH = 200  # containers within containers
-KEY_DEPTH = 4  # tuples within tuples as keys of a dict
+KEY_DEPTH = 2  # tuples within tuples as keys of a dict, each of
+KEY_LENGTH = 32  # elements
 
 Builder = Callable[[tuple], Any]
 
@@ -218,8 +219,8 @@ class _Machine:
             if builder is None or keywords:
                 self.stack.append(Record(callee.name, args, keywords))
                 return
-            if builder in _COPYING and args and hasattr(args[0], "__len__"):
-                self.spend(len(args[0]))
+            if args and isinstance(args[0], str | list | tuple | set | frozenset):
+                self.spend(len(args[0]))  # which the builder may copy
             self.stack.append(builder(args))
         elif isinstance(callee, Record):
             self.stack.append(Record("call", (callee, args)))
@@ -269,12 +270,13 @@ class _Machine:
 
 def _key(value: Any, depth: int = 0) -> Hashable:
     """Checks that a value can be hashed, in little time and without going deep."""
-    if isinstance(value, tuple) and depth < KEY_DEPTH:
+    if isinstance(value, tuple) and depth < KEY_DEPTH and len(value) <= KEY_LENGTH:
         for item in value:
             _key(item, depth + 1)
         return value
     # Hashes of larger numbers collide at will, and a dict of those takes hours.
-    small = not isinstance(value, int) or abs(value) < sys.hash_info.modulus
+    limit = sys.hash_info.modulus
+    small = not isinstance(value, int) or -limit < value < limit
     if value is None or (isinstance(value, str | bytes | int | float | Global | Record) and small):
         return value
     raise _malformed(f"a {shown(value)} as a key")
@@ -307,12 +309,12 @@ def _set(args: tuple) -> set:
 
 
 def _encode(args: tuple) -> bytes:
-    if not (args and isinstance(args[0], str) and args[1:] in ((), ("latin1",), ("latin-1",))):
+    text_only = args and all(isinstance(arg, str) for arg in args)
+    if not text_only or args[1:] not in ((), ("latin1",), ("latin-1",)):
         raise _malformed("bytes that are none")
     return args[0].encode("latin-1")  # how protocol 2 writes bytes
 
 
-_COPYING = {_ordered_dict, _set, _encode}
 _PLAIN_BUILDERS: dict[str, Builder] = {
     "collections.OrderedDict": _ordered_dict,
     "_codecs.encode": _encode,
@@ -392,7 +394,7 @@ def _children(value: Any) -> list:
     if isinstance(value, list | tuple | set | frozenset):
         return list(value)
     if isinstance(value, Record):
-        return [*value.args, value.state, *value.items]
+        return [value.args, value.state, value.items]
     if isinstance(value, dict):
         return [*value.keys(), *value.values(), getattr(value, "state", None)]
     return []

@@ -17,6 +17,8 @@ from ssm_jax.torch_pickle import Dict, Record, shown
 
 TORCH_SUFFIXES = (".pth", ".pt")
 SUFFIXES = (".npz", *TORCH_SUFFIXES)
+MAX_NAME = 200  # characters; names are shown
+MAX_ANCHORS = 10_000  # of a cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +67,16 @@ def read_weights(path: str | os.PathLike, max_bytes: int = torch_file.MAX_BYTES)
     """
     suffix = pathlib.Path(path).suffix.lower()
     if suffix == ".npz":
-        return Weights(read_npz(path, max_bytes))
+        return _named(path, read_npz(path, max_bytes))
     if suffix not in TORCH_SUFFIXES:
         raise ValueError(
             f"{path}: only {', '.join(SUFFIXES)} files can be read. Where PyTorch is installed, "
             "torch.save(model.state_dict(), 'weights.pth') makes one"
         )
-    loaded = torch_file.read(path, max_bytes)
+    return _named(path, torch_file.read(path, max_bytes))
+
+
+def _named(path: str | os.PathLike, loaded: Any) -> Weights:
     try:
         return _weights(loaded)
     except ValueError as error:
@@ -116,7 +121,8 @@ def _weights(loaded: Any) -> Weights:
     ratios = _one_level(attributes["aspect_ratios"], "aspect_ratios")
     cells = attributes.get("cell_anchors")
     cell = cells[0] if isinstance(cells, list) and len(cells) == 1 else None
-    cell = np.asarray(cell, np.float32) if isinstance(cell, np.ndarray) else None
+    usable = isinstance(cell, np.ndarray) and cell.size <= 4 * MAX_ANCHORS
+    cell = np.asarray(cell, np.float32) if usable else None
     return Weights(_state_dict(loaded["model_weights"]), sizes, ratios, cell)
 
 
@@ -126,7 +132,9 @@ def _state_dict(value: Any) -> dict[str, np.ndarray]:
     if not value:
         raise ValueError("it holds no weights")
     for name, array in value.items():
-        if not isinstance(name, str) or not isinstance(array, np.ndarray):
+        if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
+            raise ValueError(f"{shown(name)} is no name of a tensor")
+        if not isinstance(array, np.ndarray):
             raise ValueError(
                 f"its entry {shown(name)} is a {_kind(array)} and no tensor; a state dict holds "
                 "tensors by name, alone or as model_weights"

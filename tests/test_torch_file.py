@@ -237,6 +237,14 @@ MALFORMED = {
     "another identifier": Outside(("file", "/etc/passwd")),
     "identifier of text": Outside("storage"),
     "identifier of nothing": Outside(()),
+    "identifier of a tensor": Outside((tensor(storage("s", 12), (12,), (1,)), 1, 2, 3, 4)),
+    "ordered dict of a number": Call(
+        Name("collections", "OrderedDict"), (tensor(storage("s", 12), (), ()),)
+    ),
+    "set of tensors": Call(Name("builtins", "set"), ([tensor(storage("s", 12), (2,), (1,))],)),
+    "bytes of a tensor": Call(
+        Name("_codecs", "encode"), ("x", tensor(storage("s", 12), (2,), (1,)))
+    ),
     "module of text": Outside(("module", "os", "", "")),
     "tensor of nothing": Call(Name("torch._utils", "_rebuild_tensor_v2"), ()),
     "parameter of nothing": Call(Name("torch._utils", "_rebuild_parameter"), ()),
@@ -249,7 +257,7 @@ MALFORMED = {
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_tensors(tmp_path, name):
     for path in both_formats(tmp_path, MALFORMED[name]):
-        refused(path, "cannot be read as a PyTorch checkpoint: .*(again|convert)")
+        refused(path, "cannot be read as a PyTorch checkpoint: .*(again|convert|damaged)")
 
 
 def test_storages_of_another_size(tmp_path):

@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import time
+import tracemalloc
 import types
 
 import pytest
@@ -211,6 +212,7 @@ BROKEN = {
     "ordered dict of lists": pickled(Call(Name("collections", "OrderedDict"), ([[[], 1]],))),
     "set of a number": pickled(Call(Name("builtins", "set"), (1,))),
     "bytes of a number": pickled(Call(Name("_codecs", "encode"), (1,))),
+    "bytes of bytes": pickled(Call(Name("_codecs", "encode"), ("x", ["latin1"]))),
     "bytes of a code page": pickled(Call(Name("_codecs", "encode"), ("x", "rot13"))),
     "long text that is not there": b"X\xff\xff\xff\x7fab.",
     "longer text": b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fab.",
@@ -236,6 +238,7 @@ BOMBS = {
     "marks": b"(" * 900_000 + b"t" * 900_000 + b".",
     "tuple as a key": b"\x80\x02})" + b"\x85" * 900_000 + b"K\x01s.",
     "records": b"cos\nx\n" * 300_000 + b")" + b"R\x85" * 299_999 + b"R.",
+    "keys of one tuple": b"((" + b"N" * 300_000 + b"tp0\n0}" + b"g0\nNs" * 200_000 + b".",
     "steps": b"K\x010" * 3_000_000 + b"N.",
     # Each line copies all elements of one set or name.
     "sets": b"(" + b"K\x01" * 200_000 + b"lp0\n" + b"0cbuiltins\nset\n(g0\ntR" * 100_000 + b".",
@@ -255,6 +258,20 @@ def test_bombs(name):
     with pytest.raises(ValueError, match="its pickle is damaged"):
         load(BOMBS[name])
     assert time.process_time() - start < 20
+
+
+def test_records_that_share_a_tuple_take_little_memory():
+    shared = b"(" + b"N" * 2000 + b"tp0\n0cos\nx\np1\n0"
+    data = shared + b"(" + b"g1\ng0\nR" * 20_000 + b"t."
+    tracemalloc.start()
+    try:
+        records = load(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(records) == 20_000
+    assert records[0].args is records[-1].args
+    assert peak < 40e6
 
 
 def test_a_value_that_holds_itself_is_read():

@@ -112,6 +112,9 @@ def test_records_that_tell_no_anchors(tmp_path, anchors):
         {1: tensor(storage("s", 2), (2,), (1,))},
         {"a": tensor(storage("s", 2), (2,), (1,)), "epoch": 3},
         {"model_weights": {}},
+        {"line\n": tensor(storage("s", 2), (2,), (1,))},
+        {"escape\x1b[2J": tensor(storage("s", 2), (2,), (1,))},
+        {"long" * 100: tensor(storage("s", 2), (2,), (1,))},
         {"model_weights": [1]},
         {"model_weights": Call(Name("os", "system"), ("true",))},
         {"model_weights": {"a": Call(Name("os", "system"), ("true",))}},
@@ -169,6 +172,16 @@ def test_the_model_is_told_by_names(backbone, blocks, branches):
         infer_config(Weights(arrays), {"blocks": 5 - blocks})
 
 
+def test_segmentation_alone_is_told_by_names():
+    config = ModelConfig(branches=1, image_classes=0)
+    arrays = dict.fromkeys(reference.name_map(config), np.zeros(()))
+    assert infer_config(Weights(arrays)) == config
+    # Two branches make no sense without module S: this is a part of a model.
+    config = ModelConfig(branches=2)
+    names = [name for name in reference.name_map(config) if not name.startswith("s2new.")]
+    assert infer_config(Weights(dict.fromkeys(names, np.zeros(())))) == config
+
+
 def test_class_counts_are_told_by_shapes():
     names = ("roi_heads.box_predictor.cls_score.weight", "s2new.fc_scores_img.weight")
     config = infer_config(Weights({names[0]: np.zeros((3, 128)), names[1]: np.zeros((2, 512))}))
@@ -176,6 +189,13 @@ def test_class_counts_are_told_by_shapes():
     # Shapes that tell nothing are left to the check of all shapes.
     config = infer_config(Weights({names[0]: np.zeros(3), names[1]: np.zeros((1, 512))}))
     assert (config.num_classes, config.image_classes) == (2, 3)
+
+
+def test_the_length_of_the_roi_batch_is_told_by_a_shape():
+    name = "s2new.fc_scores.weight"
+    assert infer_config(Weights({name: np.zeros((512, 320))})).selection_size == 64
+    for shape in ((512, 639), (512, 0), (640,)):
+        assert infer_config(Weights({name: np.zeros(shape)})).selection_size == 128
 
 
 def test_anchors_come_from_the_file_or_from_flags():
@@ -222,3 +242,5 @@ def test_a_wrong_count_of_updates_is_refused():
         ValueError, match=rf"branches\): shape: {name} is \(3,\), the model has \(\)$"
     ):
         reference.to_variables(arrays | {name: np.ones(3, np.int64)}, config)
+    with pytest.raises(ValueError, match=f"not finite: {name}$"):
+        reference.to_variables(arrays | {name: np.float32(np.nan)}, config)
