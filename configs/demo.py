@@ -19,7 +19,7 @@ def get_config():
     config = default_config()
     config.model.blocks = 2
     config.model.image_size = 128
-    config.model.bn_momentum = 0.05
+    config.model.bn_momentum = 0.02
     config.data.phantom.size = 128
     config.data.phantom.seg_train = 400
     config.data.phantom.seg_test = 60
@@ -27,16 +27,16 @@ def get_config():
     config.data.phantom.cls_test = 150
     config.data.min_area = 6  # 100 pixels at 512
     config.train.batch_size = 2
-    config.train.max_steps = 650
-    config.train.classification_from = 380
+    config.train.max_steps = 930
+    config.train.classification_from = 480
     config.train.learning_rate = 1e-3
     config.train.end_learning_rate = 1e-5
-    config.train.module_s_learning_rate = 1e-3
-    config.train.warmup_steps = 10
+    config.train.module_s_learning_rate = 3e-3
+    config.train.warmup_steps = 30
     config.train.schedule = "cosine"
     config.train.copy_rule = "every_step"
-    config.eval.every_steps = 650
+    config.eval.every_steps = 930
     config.eval.bn_slices = 64
-    config.eval.score_threshold = 0.05
+    config.eval.score_threshold = 0.3
     config.checkpoint.every_steps = 100
     return config

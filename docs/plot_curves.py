@@ -2,7 +2,8 @@ r"""Compares our training curves with the recorded ones of the reference impleme
 
 Writes one picture with both sets of curves (L_SEG and L_CLS, smoothed) and a Markdown table: the
 mean losses of each run over a window of iterations, the range of the reference's runs, that range
-widened by a quarter of its width on either side, and whether each of our runs is inside.
+widened by a quarter of its width on either side, and whether each of our runs is inside; then,
+of runs long enough, the means over the windows that follow, which tell how far they wander.
 
   python docs/plot_curves.py \
     --ours=runs/seed0/metrics.jsonl,runs/seed1/metrics.jsonl,runs/seed2/metrics.jsonl \
@@ -176,6 +177,27 @@ def make_table(
     return "\n".join(lines) + "\n", all_inside
 
 
+def make_spread(curves: Sequence[Curve], first: int, last: int) -> str:
+    """Returns, as Markdown, how far the means of one long run wander: every window it holds.
+
+    Windows have the length of first..last, and the first starts at iteration `first`. Curves that
+    hold no second window say nothing; without any other the text is empty.
+    """
+    width, lines = last - first + 1, []
+    for curve in curves:
+        starts = range(first, int(curve.iteration[-1]) + 2 - width, width)
+        if len(starts) < 2:
+            continue
+        for start in starts:
+            means = window_means(curve, start, start + width - 1)
+            lines.append(f"| {curve.name} | {start}–{start + width - 1} | {_cells(means)} |")
+    if not lines:
+        return ""
+    title = "How far the means of one run wander:"
+    header = f"| run | iterations | {' | '.join(f'mean {label}' for label in LOSSES.values())} |"
+    return "\n".join([title, "", header, "| --- | --- | --- | --- |", *lines]) + "\n"
+
+
 def _cells(means: dict[str, float]) -> str:
     return " | ".join(f"{means[key]:.4f}" for key in LOSSES)
 
@@ -250,11 +272,14 @@ def main(argv: Sequence[str]) -> int:
         reference = [
             read_reference(path, f"reference, run {k}") for k, path in enumerate(_REFERENCE.value)
         ]
-        table, all_inside = make_table(ours, reference, _FIRST.value, _LAST.value)
+        window = (_FIRST.value, _LAST.value)
+        table, all_inside = make_table(ours, reference, *window)
+        spread = make_spread([*reference, *ours], *window)
+        table = "\n".join(part for part in (table, spread) if part)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    plot(ours, reference, _OUTPUT.value, (_FIRST.value, _LAST.value), _SMOOTH.value)
+    plot(ours, reference, _OUTPUT.value, window, _SMOOTH.value)
     print(table)
     print(f"wrote {_OUTPUT.value}")
     if _TABLE.value:

@@ -1,4 +1,4 @@
-"""Trains a model from scratch, evaluates it, and keeps checkpoints.
+"""Trains a model, evaluates it, and keeps checkpoints.
 
 Started again with the same working directory, it goes on where it was. Ctrl-C (or SIGTERM) saves
 and ends; a second one ends at once. The working directory receives metrics.json (the latest
@@ -12,6 +12,13 @@ Examples:
         --config.train.learning_rate=1e-4 --config.seed=1
     python -m experiments.main --config=configs/scratch_r18.py \\
         --config.data.seg_dir=DATA/ct_lesion_seg --config.data.cls_dir=DATA/ct_classes
+
+The paper's systems take their backbone behind a colon: r18_2, r18_3, r34_2 or r34_3. Two of the
+three start from segmentation pretraining:
+
+    python -m experiments.main --config=configs/pretrain.py:r34_2
+    python -m experiments.main --config=configs/ssm2.py:r34_2 \\
+        --config.init_from=runs/pretrain_r34_2
 """
 
 import pathlib
@@ -25,21 +32,28 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File with get_config(); --config.a.b=value overrides a field of it."
 )
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; default runs/<name of the config file>."
+    "workdir",
+    None,
+    "Folder of the run; default runs/<config file> or runs/<config file>_<variant>.",
 )
 flags.mark_flag_as_required("config")
 
 
 def config_name() -> str:
-    """The name of the config file, from the command line: "demo" for configs/demo.py."""
-    path = config_flags.get_config_filename(flags.FLAGS["config"])
-    return pathlib.Path(path.split(":")[0]).stem
+    """The name of the configuration: "demo" for configs/demo.py, "ssm_r18_3" for ssm.py:r18_3."""
+    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return pathlib.Path(path).stem + (f"_{variant}" if variant else "")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
     """Reads the command line; a missing file or field of the configuration ends it in one line."""
-    with common.one_line_errors(AttributeError, OSError):
-        return app.parse_flags_with_usage(argv)
+    with common.one_line_errors(AttributeError, OSError, ValueError):
+        try:
+            return flags.FLAGS(argv)
+        except flags.Error as error:
+            # What a config file raises comes with its traceback; the last line says it.
+            text = str(error).strip()
+            raise ValueError(text.splitlines()[-1] if "Traceback" in text else text) from error
 
 
 def main(argv: list[str]) -> None:

@@ -2,9 +2,11 @@
 
 Takes PNG and JPEG files, and folders of them. Writes `predictions.json` into the output folder: a
 list with one object an input: file, height, width, class_logits, class_probabilities,
-predicted_class (0 normal, 1 common pneumonia, 2 COVID-19), and detections, each with box (x1, y1,
-x2, y2 in pixels of the input), score and mask (COCO run-length encoding). An input that cannot be
-read has file and error instead, and the program then exits with 1.
+predicted_class (0 normal, 1 common pneumonia, 2 COVID-19; of two classes 0 normal, 1 COVID-19; null
+if the model only segments), predicted_class_name (normal, cp, covid or null), and detections, each
+with box (x1, y1, x2, y2 in pixels of the input), score, label (lesion class: 1; of two 1 ground
+glass, 2 consolidation) and mask (COCO run-length encoding). An input that cannot be read has file
+and error instead, and the program then exits with 1.
 
 Examples:
 
@@ -141,11 +143,12 @@ def predict_files(predictor, files: list[str], overlays: pathlib.Path | None) ->
 
 def draw(folder: pathlib.Path, index: int, file: str, image: np.ndarray, prediction) -> None:
     """Saves a picture of one prediction; the index keeps apart equal names of different folders."""
-    from ssm_jax import visualize
+    from ssm_jax import classes, visualize
 
     folder.mkdir(parents=True, exist_ok=True)
     path = pathlib.Path(file)
-    picture = visualize.overlay(image, prediction, title=path.name)
+    names = classes.long_names(len(prediction.class_logits))
+    picture = visualize.overlay(image, prediction, class_names=names, title=path.name)
     picture.save(folder / f"{index:05d}_{path.stem}.png")
 
 

@@ -170,6 +170,11 @@ class RunCheckpoints:
         self.close()
 
 
+def saved_steps(workdir: str | os.PathLike) -> list[int]:
+    """Steps of the checkpoints of a run, increasing; none where it never saved."""
+    return [int(step.name) for step in _steps_in(pathlib.Path(workdir) / FOLDER)]
+
+
 def save_model(
     path: str | os.PathLike, model_config: ModelConfig, variables: Mapping[str, Any]
 ) -> pathlib.Path:

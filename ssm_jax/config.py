@@ -12,10 +12,19 @@ from typing import Any
 
 import ml_collections
 
+from ssm_jax.classes import FILE_CLASSES, LESION_CLASSES
+
 BACKBONES = ("resnet18", "resnet34")
 UPDATE_RULES = (1, 2, 3)
-COPY_RULES = ("best", "every_step", "ema")
+COPY_RULES = ("best", "every_step", "ema", "never")
 SCHEDULES = ("constant", "cosine")
+# Backbones of the paper as configurations name them: depth, and residual stages kept (2: *, 3: **).
+VARIANTS = {
+    "r18_2": ("resnet18", 2),
+    "r18_3": ("resnet18", 3),
+    "r34_2": ("resnet34", 2),
+    "r34_3": ("resnet34", 3),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +39,7 @@ class ModelConfig:
     blocks: int = 3  # residual stages kept: 2 (stride 8) or 3 (stride 16)
     branches: int = 2  # RoI branches: 1 (module S reads the segmentation branch) or 2
     num_classes: int = 2  # background and the lesion classes
-    image_classes: int = 3  # normal, common pneumonia, COVID-19
+    image_classes: int = 3  # see ssm_jax.classes; 0: segmentation alone, without module S
     image_size: int = 512  # length that the short side is resized to
     max_size: int = 1024  # upper bound of the long side
     bn_momentum: float = 0.1  # weight of the current batch in the running statistics
@@ -52,6 +61,11 @@ class ModelConfig:
         _check(self.blocks in (2, 3), "model.blocks", self.blocks, (2, 3))
         _check(self.branches in (1, 2), "model.branches", self.branches, (1, 2))
         _check(self.image_size % 32 == 0, "model.image_size", self.image_size, "multiples of 32")
+        _check(self.num_classes >= 2, "model.num_classes", self.num_classes, "numbers from 2")
+        possible = tuple(FILE_CLASSES)
+        _check(self.image_classes in possible, "model.image_classes", self.image_classes, possible)
+        if not self.image_classes:
+            _check(self.branches == 1, "model.branches", self.branches, "(1,) without module S")
 
     @property
     def stride(self) -> int:
@@ -82,7 +96,10 @@ def default_config() -> ml_collections.ConfigDict:
     """The paper's recipe (SSM^S, ResNet-18 with three blocks) with the phantom as its data."""
     config = ml_collections.ConfigDict()
     config.seed = 0
+    config.init_from = ""  # checkpoint that the run starts from: its segmentation part is taken
     config.model = ml_collections.ConfigDict(dataclasses.asdict(ModelConfig()))
+    config.backbone = ml_collections.ConfigDict()
+    config.backbone.init = "random"  # or a file with a torchvision ResNet's state dict
 
     config.data = data = ml_collections.ConfigDict()
     data.seg_dir = ""  # <seg_dir>/<split>/{imgs,masks}; empty: the phantom
@@ -90,6 +107,7 @@ def default_config() -> ml_collections.ConfigDict:
     data.data_dir = "~/.cache/ssm_jax"  # where prepared data sets are kept
     data.train_split = "train"
     data.test_split = "test"
+    data.mask_type = "merge"  # lesion classes: merge (one), both (ground glass, consolidation), ggo
     data.min_area = 100  # pixels of the original; smaller lesion components are no objects
     data.max_objects = 0  # objects a slice can hold; 0: what the training set needs
     data.threads = 2  # decoding threads
@@ -105,7 +123,7 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.train = train = ml_collections.ConfigDict()
     train.batch_size = 1  # pairs of slices an iteration
-    train.epochs = 50  # passes over the classification slices
+    train.epochs = 50  # passes over the classification slices, or the segmentation slices alone
     train.max_steps = 0  # iterations; 0: epochs decide
     train.learning_rate = 1e-5
     train.module_s_learning_rate = 0.0  # of module S; 0: the same as the others
@@ -114,8 +132,9 @@ def default_config() -> ml_collections.ConfigDict:
     train.warmup_steps = 0
     train.classification_from = 0  # iterations of segmentation alone before both steps are taken
     train.weight_decay = 1e-3  # L2, added to the gradient
+    train.pretrained = False  # the method needs weights to start from, see init_from
     train.update_rule = 2  # classification step: 1 S; 2 S + backbone and FPN; 3 S + backbone BN
-    train.copy_rule = "best"  # segmentation -> classification branch: best, every_step or ema
+    train.copy_rule = "best"  # segmentation -> classification branch: best, every_step, ema, never
     train.copy_ema = 0.99  # decay of copy_rule ema
 
     config.eval = evaluation = ml_collections.ConfigDict()
@@ -137,6 +156,28 @@ def default_config() -> ml_collections.ConfigDict:
     return config
 
 
+def paper_config(variant: str) -> ml_collections.ConfigDict:
+    """`default_config()` with one of the backbones of the paper.
+
+    Args:
+      variant: a key of `VARIANTS`: "r18_2" (ResNet-18, two blocks, the paper's R18*), "r18_3"
+        (R18**), "r34_2" (R34*) or "r34_3" (R34**).
+
+    Raises:
+      ValueError: another name.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"there is no variant {variant!r}; choose from {', '.join(VARIANTS)}")
+    config = default_config()
+    config.model.backbone, config.model.blocks = VARIANTS[variant]
+    return config
+
+
+def variant_of(model: ModelConfig | ml_collections.ConfigDict) -> str:
+    """The name in `VARIANTS` of a model's backbone."""
+    return next(name for name, kind in VARIANTS.items() if kind == (model.backbone, model.blocks))
+
+
 def validate(config: ml_collections.ConfigDict) -> ModelConfig:
     """Checks the values that would otherwise fail late; returns the model section.
 
@@ -152,4 +193,18 @@ def validate(config: ml_collections.ConfigDict) -> ModelConfig:
     start = train.classification_from
     _check(start >= 0, "train.classification_from", start, "numbers from 0")
     _check(config.data.max_objects <= 255, "data.max_objects", config.data.max_objects, "0 to 255")
-    return ModelConfig.from_mapping(config.model.to_dict())
+    mask_types = tuple(LESION_CLASSES)
+    _check(config.data.mask_type in mask_types, "data.mask_type", config.data.mask_type, mask_types)
+    model = ModelConfig.from_mapping(config.model.to_dict())
+    lesions = len(LESION_CLASSES[config.data.mask_type])
+    if model.num_classes != lesions + 1:
+        raise ValueError(
+            f"config.data.mask_type={config.data.mask_type!r} and config.model.num_classes="
+            f"{model.num_classes} do not fit: set the latter to {lesions + 1}, one for the "
+            f"background and {lesions} for lesions"
+        )
+    if config.init_from and config.backbone.init != "random":
+        raise ValueError(
+            "config.init_from and config.backbone.init both give a backbone; set one of them"
+        )
+    return model

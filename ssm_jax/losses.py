@@ -71,7 +71,9 @@ def roi_losses(
     return _ratio(jnp.where(valid, entropy, 0).sum(), count), _ratio(box, count)
 
 
-def mask_loss(logits: Array, labels: Array, targets: Array, valid: Array) -> Array:
+def mask_loss(
+    logits: Array, labels: Array, targets: Array, valid: Array, count: Array | int
+) -> Array:
     """Mean binary cross-entropy of the masks of the labels' classes; 0 without any.
 
     Args:
@@ -79,13 +81,14 @@ def mask_loss(logits: Array, labels: Array, targets: Array, valid: Array) -> Arr
       labels: [N] int32, class of each RoI.
       targets: [N, M, M] float in [0, 1].
       valid: [N] bool, RoIs that count.
+      count: RoIs that the mean is over: with a part of them at hand, this part's share of it.
 
     Returns:
       Scalar.
     """
     own = jnp.take_along_axis(logits, labels[:, None, None, None], axis=-1)[..., 0]
     entropy = sigmoid_cross_entropy(own, targets)
-    pixels = valid.sum() * targets.shape[1] * targets.shape[2]
+    pixels = count * targets.shape[1] * targets.shape[2]
     return _ratio(jnp.where(valid[:, None, None], entropy, 0).sum(), pixels)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ssm_jax.classes import short_names
 from ssm_jax.config import ModelConfig
 from ssm_jax.models.inference import Predictions, make_predict_fn
 from ssm_jax.ops.masks import encode_masks
@@ -42,12 +43,13 @@ class Prediction:
     Attributes:
       height: of the slice, pixels.
       width: of the slice, pixels.
-      class_logits: [K] float32, one per image class (normal, common pneumonia, COVID-19).
+      class_logits: [K] float32, one per image class: of three normal, common pneumonia and
+        COVID-19, of two normal and COVID-19; none if the model only segments.
       class_probabilities: [K] float32, their softmax.
-      predicted_class: index of the largest logit.
+      predicted_class: index of the largest logit; None if the model only segments.
       boxes: [n, 4] float32, XYXY.
       scores: [n] float32 in [0, 1], decreasing.
-      labels: [n] int32, lesion class (1 where lesions are one class).
+      labels: [n] int32, lesion class: 1, or of two 1 ground glass and 2 consolidation.
       masks: n COCO run-length encodings {"size": [height, width], "counts": str}; None if masks
         were not asked for.
       roi_batch: what module S read; None if it was not asked for.
@@ -57,7 +59,7 @@ class Prediction:
     width: int
     class_logits: np.ndarray
     class_probabilities: np.ndarray
-    predicted_class: int
+    predicted_class: int | None
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
@@ -66,11 +68,13 @@ class Prediction:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON can hold: `height`, `width`, `class_logits`, `class_probabilities`,
-        `predicted_class`, and `detections`, a list of `box`, `score` and (if predicted) `mask`.
+        `predicted_class`, `predicted_class_name` ("normal", "cp" for common pneumonia, "covid"),
+        and `detections`, a list of `box`, `score`, `label` and (if predicted) `mask`.
         """
+        names = short_names(len(self.class_logits))
         detections = [
-            {"box": box.tolist(), "score": float(score)}
-            for box, score in zip(self.boxes, self.scores, strict=True)
+            {"box": box.tolist(), "score": float(score), "label": int(label)}
+            for box, score, label in zip(self.boxes, self.scores, self.labels, strict=True)
         ]
         if self.masks is not None:
             for detection, mask in zip(detections, self.masks, strict=True):
@@ -81,6 +85,7 @@ class Prediction:
             "class_logits": self.class_logits.tolist(),
             "class_probabilities": self.class_probabilities.tolist(),
             "predicted_class": self.predicted_class,
+            "predicted_class_name": names[self.predicted_class] if names else None,
             "detections": detections,
         }
 
@@ -284,7 +289,7 @@ def _in_original_pixels(
         width=width,
         class_logits=logits,
         class_probabilities=softmax(logits),
-        predicted_class=int(logits.argmax()),
+        predicted_class=int(logits.argmax()) if len(logits) else None,
         boxes=boxes,
         scores=outputs.scores[row][used],
         labels=outputs.labels[row][used],
@@ -295,5 +300,5 @@ def _in_original_pixels(
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Class probabilities from logits [..., K]."""
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True, initial=-np.inf))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)

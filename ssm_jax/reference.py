@@ -115,9 +115,10 @@ def name_map(config: ModelConfig) -> dict[str, tuple[Path, Convert, Convert]]:
     weight("roi_heads.mask_head.mask_fcn1", ("mask_head", "conv"), CONV)
     weight("roi_heads.mask_predictor.conv5_mask", ("mask_head", "upsample"), UPSAMPLE)
     weight("roi_heads.mask_predictor.mask_fcn_logits", ("mask_head", "logits"), POINTWISE)
-    weight("s2new.fc_scores", ("module_s", "fc1"), DENSE)
-    weight("s2new.fc_scores_2", ("module_s", "fc2"), DENSE)
-    weight("s2new.fc_scores_img", ("module_s", "logits"), DENSE)
+    if config.image_classes:
+        weight("s2new.fc_scores", ("module_s", "fc1"), DENSE)
+        weight("s2new.fc_scores_2", ("module_s", "fc2"), DENSE)
+        weight("s2new.fc_scores_img", ("module_s", "logits"), DENSE)
     return table
 
 
@@ -138,12 +139,58 @@ def to_variables(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str
     Raises:
       ValueError: names are missing or unknown, shapes differ, or values are not finite.
     """
-    table = name_map(config)
+    kind = f"{config.backbone}, {config.blocks} blocks, {config.branches} RoI branches"
+    table, shapes = name_map(config), reference_shapes(config)
+    return _converted(state_dict, table, shapes, f"weights of this model ({kind})")
+
+
+def to_backbone(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """The backbone's variables from a state dict of torchvision's ResNet.
+
+    Args:
+      state_dict: arrays by torchvision's names (conv1.weight, bn1.*, layer1.0.conv1.weight, ...).
+        Stages that the truncated backbone does not have and fc are ignored, and update counts may
+        be missing.
+      config: the model.
+
+    Returns:
+      {"params": {"backbone": ...}, "batch_stats": {"backbone": ...}}, NumPy arrays.
+
+    Raises:
+      ValueError: names are missing or unknown (those of a deeper ResNet in a stage that is kept),
+        shapes differ, or values are not finite.
+    """
+    table = _without_prefix(name_map(config))
+    shapes = _without_prefix(reference_shapes(config))
+    beyond = ("fc.", *(f"layer{stage}." for stage in range(config.blocks + 1, 5)))
+    kept = {name: state_dict[name] for name in state_dict if not name.startswith(beyond)}
+    kind = f"{config.backbone}, {config.blocks} blocks"
+    return _converted(kept, table, shapes, f"weights of this backbone ({kind})")
+
+
+_BODY = "backbone.body."
+
+
+def _without_prefix(by_name: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of the backbone under torchvision's own names."""
+    return {n.removeprefix(_BODY): value for n, value in by_name.items() if n.startswith(_BODY)}
+
+
+def _converted(
+    state_dict: Mapping[str, Any],
+    table: Mapping[str, tuple[Path, Convert, Convert]],
+    shapes: Mapping[str, tuple[int, ...]],
+    what: str,
+) -> dict[str, Any]:
+    """Nested variables from a state dict that has to hold exactly the names of a table.
+
+    Raises:
+      ValueError: "these are not" `what`, and why.
+    """
     counts = {name for name in table if name.endswith("num_batches_tracked")}
     names = set(state_dict.keys())
     problems = [f"missing: {name}" for name in sorted(set(table) - counts - names)]
     problems += [f"unknown: {name}" for name in sorted(names - set(table))]
-    shapes = reference_shapes(config)
     flat = {}
     for name, (path, to_ours, _) in table.items():
         if name in counts:
@@ -160,8 +207,7 @@ def to_variables(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str
     if problems:
         shown = "\n  ".join(problems[:20])
         more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        kind = f"{config.backbone}, {config.blocks} blocks, {config.branches} RoI branches"
-        raise ValueError(f"these are not weights of this model ({kind}):\n  {shown}{more}")
+        raise ValueError(f"these are not {what}:\n  {shown}{more}")
     return traverse_util.unflatten_dict(flat)
 
 

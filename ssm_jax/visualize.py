@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ssm_jax.classes import LONG_NAMES
 from ssm_jax.evaluation import rle as rle_lib
 
 if TYPE_CHECKING:
     from ssm_jax.predictor import Prediction
 
-CLASS_NAMES = ("Normal", "Common pneumonia", "COVID-19")
+CLASS_NAMES = LONG_NAMES
 
 PANEL = 448  # pixels of a panel's longer side
 _GAP = 12
@@ -56,7 +57,7 @@ def overlay(
       prediction: detections in pixels of this image.
       truth_instances: uint8 [H, W], 0 background, k + 1 = object k; or None.
       true_label: the true class; or None.
-      class_names: K names for the K class probabilities.
+      class_names: K names for the K class probabilities; none where there are none.
       title: shown above the slice, such as its file name.
 
     Returns:
@@ -257,7 +258,12 @@ def _draw_tag(
 
 
 def _draw_classes(draw, top: int, width: int, prediction, true_label, names) -> None:
-    """The verdict, and one bar for each class: the predicted one bright, the true one named."""
+    """The verdict, and one bar for each class: the predicted one bright, the true one named.
+
+    A model that only segments has no classes, and nothing is drawn.
+    """
+    if not names:
+        return
     best = int(prediction.predicted_class)
     color = _TEXT if true_label is None else _RIGHT if best == true_label else _WRONG
     verdict = f"Predicted class: {names[best]}"

@@ -48,9 +48,10 @@ def test_phantom_is_what_the_generator_makes(phantom):
                 assert example.label == label == source.labels[i]
                 assert example.file.startswith(f"{label}_")
             else:
-                instances, boxes = lesion_objects(mask, 4)
+                instances, boxes, labels = lesion_objects(mask, 4)
                 np.testing.assert_array_equal(example.instances, instances)
                 np.testing.assert_array_equal(example.boxes, boxes)
+                np.testing.assert_array_equal(example.labels, labels)
                 assert source.object_counts[i] == len(boxes)
     assert "phantom" in datasets.descriptions[0]
     assert "7 train / 3 test" in datasets.descriptions[0]
@@ -137,7 +138,7 @@ def test_killed_half_way_starts_clean(tmp_path):
     home = tmp_path / "ct_phantom" / CtPhantom.config_of("seg", 3, 48, 4, 2).name
     assert any(path.is_dir() for path in home.iterdir()), "the kill came too early to mean anything"
     builder = prepared(CtPhantom, CtPhantom.config_of("seg", 3, 48, 4, 2), str(tmp_path))
-    assert [path.name for path in home.iterdir() if path.is_dir()] == ["1.0.0"]
+    assert [path.name for path in home.iterdir() if path.is_dir()] == [str(builder.version)]
     for split, count in (("train", 4), ("test", 2)):
         source = SegmentationSource(builder, split, 4)
         assert len(source) == count
@@ -245,7 +246,7 @@ def test_real_sets(tmp_path):
             path = DATA / "ct_lesion_seg" / split / "imgs" / source.files[i]
             np.testing.assert_array_equal(source[i].image[..., 0], np.asarray(Image.open(path)))
             mask = np.asarray(Image.open(path.parent.parent / "masks" / f"{path.stem}.png"))
-            instances, boxes = lesion_objects(mask, 100)
+            instances, boxes, _ = lesion_objects(mask, 100)
             np.testing.assert_array_equal(source[i].instances, instances)
             assert source.object_counts[i] == len(boxes)
     for i in range(0, len(datasets.cls_test), 30):

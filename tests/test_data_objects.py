@@ -6,14 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ssm_jax.data.objects import component_areas, lesion_objects
+from ssm_jax.data.objects import area_fields, component_areas, lesion_objects
 
 
-def flood_fill(mask):
-    """Components of values >= 2 in the order of their first pixel: lists of (row, column)."""
-    left = {tuple(p) for p in np.argwhere(mask >= 2)}
+def flood_fill(mask, values=(2, 3)):
+    """Components of some values in the order of their first pixel: lists of (row, column)."""
+    left = {tuple(p) for p in np.argwhere(np.isin(mask, values))}
     components = []
-    for start in map(tuple, np.argwhere(mask >= 2)):
+    for start in map(tuple, np.argwhere(np.isin(mask, values))):
         if start not in left:
             continue
         left.remove(start)
@@ -47,18 +47,46 @@ def test_equals_flood_fill(mask, min_area):
         expected[rows, columns] = k + 1
         boxes.append((columns.min(), rows.min(), columns.max() + 1, rows.max() + 1))
 
-    instances, found = lesion_objects(mask, min_area)
+    instances, found, labels = lesion_objects(mask, min_area)
 
     assert instances.dtype == np.uint8 and found.dtype == np.float32
     np.testing.assert_array_equal(instances, expected)
     np.testing.assert_array_equal(found, np.array(boxes, np.float32).reshape(-1, 4))
+    np.testing.assert_array_equal(labels, np.ones(len(large)))
     np.testing.assert_array_equal(component_areas(mask), [len(pixels) for pixels in components])
+
+
+@given(masks, st.integers(0, 6), st.sampled_from([("both", (2, 3)), ("ggo", (2,))]))
+def test_mask_types_equal_a_flood_fill_of_each_value(mask, min_area, kind):
+    mask_type, values = kind
+    objects = [
+        (label, pixels)
+        for label, value in enumerate(values, 1)
+        for pixels in flood_fill(mask, (value,))
+        if len(pixels) > min_area
+    ]
+    expected = np.zeros(mask.shape, np.uint8)
+    for k, (_, pixels) in enumerate(objects):
+        expected[tuple(np.array(pixels).T)] = k + 1
+    instances, boxes, labels = lesion_objects(mask, min_area, mask_type)
+    assert labels.dtype == np.int32 and boxes.shape == (len(objects), 4)
+    np.testing.assert_array_equal(instances, expected)
+    np.testing.assert_array_equal(labels, [label for label, _ in objects])
+    for k, (_, pixels) in enumerate(objects):
+        rows, columns = np.array(pixels).T
+        box = columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+        np.testing.assert_array_equal(boxes[k], box)
+    assert area_fields(mask) == {
+        "areas": [len(pixels) for pixels in flood_fill(mask)],
+        "ground_glass_areas": [len(pixels) for pixels in flood_fill(mask, (2,))],
+        "consolidation_areas": [len(pixels) for pixels in flood_fill(mask, (3,))],
+    }
 
 
 def test_ground_glass_and_consolidation_are_one_object_and_corners_connect():
     mask = np.zeros((6, 6), np.uint8)
     mask[1, 1], mask[2, 2], mask[3, 3], mask[4, 4] = 2, 3, 2, 3
-    instances, boxes = lesion_objects(mask, 3)
+    instances, boxes, _ = lesion_objects(mask, 3)
     np.testing.assert_array_equal(boxes, [[1, 1, 5, 5]])
     np.testing.assert_array_equal(instances, mask >= 2)
 
@@ -67,7 +95,7 @@ def test_an_object_is_larger_than_min_area():
     mask = np.zeros((20, 30), np.uint8)
     mask[:10, :10] = 2  # 100 pixels
     mask[12:, 10:] = 3  # 160 pixels
-    _, boxes = lesion_objects(mask)
+    _, boxes, _ = lesion_objects(mask)
     np.testing.assert_array_equal(boxes, [[10, 12, 30, 20]])
 
 

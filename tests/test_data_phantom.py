@@ -39,7 +39,7 @@ def test_shapes_values_and_purity(seed, label, size):
 def test_full_size_has_objects_of_the_default_area():
     for label in (1, 2):
         image, mask = phantom_slice((1, label), label)
-        _, boxes = lesion_objects(mask)
+        _, boxes, _ = lesion_objects(mask)
         assert image.shape == (512, 512) and len(boxes) >= 1
 
 
@@ -62,7 +62,7 @@ def lesion_facts(pairs):
     """Per slice: objects, pixels of the largest, share of consolidation, whether in both lungs."""
     facts = []
     for _, mask in pairs:
-        instances, boxes = lesion_objects(mask, 6)
+        instances, boxes, _ = lesion_objects(mask, 6)
         lesion = mask >= 2
         columns = np.nonzero(lesion)[1]
         left = (columns < SIZE / 2).mean()

@@ -161,3 +161,19 @@ def test_impossible_models_are_refused(field):
 def test_unknown_fields_are_named():
     with pytest.raises(ValueError, match="depth"):
         ModelConfig.from_mapping({"depth": 18})
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [0, 3], [8, 0], [9, 16], [1, 8], [20, 17]])
+def test_masks_in_use_are_visited_once(counts):
+    """Every RoI in use once, those of other images never, and few that are not in use."""
+    entries = ssm.pad_to_chunks(jnp.arange(1, 1 + 2 * 20).reshape(2, 20))
+
+    def visit(visits, image, start):
+        chunk = ssm.chunk_of(entries, image, start)
+        return visits.at[image, jnp.where(chunk > 0, chunk - 1 - 20 * image, 99)].add(1)
+
+    run = jax.jit(lambda counts: ssm.for_masks_in_use(counts, visit, jnp.zeros((2, 20), int)))
+    visits = np.asarray(run(jnp.array(counts)))
+    for image, count in enumerate(counts):
+        visited = min(20, -(-count // ssm.MASK_CHUNK) * ssm.MASK_CHUNK)
+        np.testing.assert_array_equal(visits[image], np.arange(20) < visited)

@@ -122,13 +122,46 @@ def test_any_boxes(boxes, seed):
     np.testing.assert_allclose(ours, oracles.roi_align(features, boxes, 7, 1 / 16), atol=1e-4)
 
 
-def test_vmap_equals_single_images():
+@pytest.mark.parametrize("count", [1, 64, 66, 67, 131])
+def test_batch_equals_single_images(count):
+    """Counts that chunks divide, and prime ones, which are padded."""
+    rng = np.random.default_rng(count)
     features = np.stack([random_map(4), random_map(5)])
-    boxes = np.stack([KNOWN_BOXES, KNOWN_BOXES[::-1]])
-    ours = jax.jit(jax.vmap(lambda f, b: roi_ops.roi_align(f, b, 7, 1 / 16)))(features, boxes)
+    boxes = rng.uniform(-20, 220, (2, count, 4)).astype(np.float32)
+    cotangent = rng.normal(size=(2 * count, 7, 7, 3)).astype(np.float32)
+
+    @jax.jit
+    def values_and_gradients(features, boxes):
+        pool = functools.partial(roi_ops.roi_align_batch, output_size=7, spatial_scale=1 / 16)
+        values, pull = jax.vjp(lambda f, b: pool(f, b), features, boxes)
+        return values, pull(cotangent)
+
+    values, (gradient, box_gradient) = values_and_gradients(features, boxes)
     for i in range(2):
-        alone = roi_align(features[i], boxes[i], 7, 1 / 16, 2)
-        np.testing.assert_allclose(ours[i], alone, atol=1e-6)
+        mine = slice(i * count, (i + 1) * count)
+        expected = oracles.roi_align(features[i], boxes[i], 7, 1 / 16)
+        np.testing.assert_allclose(values[mine], expected, atol=2e-5)
+        shape = features[i].shape
+        expected = oracles.roi_align_transpose(cotangent[mine], shape, boxes[i], 7, 1 / 16)
+        np.testing.assert_allclose(gradient[i], expected, atol=1e-5 * np.abs(expected).max())
+    assert not box_gradient.any()
+
+
+@pytest.mark.parametrize("count", [5, 67, 100])
+def test_map_rois(count):
+    """Every box meets the features of its own image, and results keep their order."""
+    features = np.arange(3, dtype=np.float32)[:, None, None, None] * np.ones(
+        (3, 2, 2, 1), np.float32
+    )
+    boxes = np.random.default_rng(0).uniform(size=(3, count, 4)).astype(np.float32)
+
+    def read(image_features, some_boxes):
+        assert len(some_boxes) <= roi_ops.CHUNK
+        return some_boxes[:, :2], some_boxes[:, 2] + image_features[0, 0, 0]
+
+    corners, sums = jax.jit(functools.partial(roi_ops.map_rois, read))(features, boxes)
+    np.testing.assert_array_equal(corners, boxes[..., :2].reshape(-1, 2))
+    np.testing.assert_array_equal(sums, (boxes[..., 2] + features[:, 0, 0]).reshape(-1))
 
 
 def test_gradient_is_finite_and_zero_outside():

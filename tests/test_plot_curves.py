@@ -104,3 +104,17 @@ def test_program(tmp_path):
     assert table.count("| yes |") == 3
     mean = np.nanmean(curves[0].seg[200:300])
     assert table.count(f"run 0 | {mean:.4f} |") == 2
+
+
+def test_spread_lists_every_whole_window_of_long_runs():
+    def curve(name, length):
+        values = np.arange(length, dtype=float)
+        return plot_curves.Curve(name, np.arange(length), values, 10 * values)
+
+    text = plot_curves.make_spread([curve("long", 9), curve("short", 5)], 2, 4)
+    assert [line for line in text.splitlines() if "short" in line] == []
+    assert [line for line in text.splitlines() if line.startswith("| long")] == [
+        "| long | 2–4 | 3.0000 | 30.0000 |",
+        "| long | 5–7 | 6.0000 | 60.0000 |",
+    ]
+    assert plot_curves.make_spread([curve("short", 5)], 2, 4) == ""

@@ -142,14 +142,16 @@ def test_a_folder_with_unreadable_files(checkpoint, folder, tmp_path, capsys):
     wide = by_name["wide.png"]
     assert wide.keys() == {
         *("file", "height", "width", "class_logits", "class_probabilities"),
-        *("predicted_class", "detections"),
+        *("predicted_class", "predicted_class_name", "detections"),
     }
     assert (wide["height"], wide["width"]) == (40, 100)
     assert sum(wide["class_probabilities"]) == pytest.approx(1)
     assert wide["predicted_class"] == int(np.argmax(wide["class_logits"]))
+    assert wide["predicted_class_name"] == ("normal", "cp", "covid")[wide["predicted_class"]]
     assert wide["detections"]
     for detection in wide["detections"]:
-        assert detection.keys() == {"box", "score", "mask"}
+        assert detection.keys() == {"box", "score", "label", "mask"}
+        assert detection["label"] == 1
         x1, y1, x2, y2 = detection["box"]
         assert 0 <= x1 <= x2 <= 100
         assert 0 <= y1 <= y2 <= 40
@@ -163,7 +165,7 @@ def test_without_masks(checkpoint, folder, tmp_path):
     assert call(checkpoint, tmp_path / "out", folder / "wide.png", masks=False) == 0
     (entry,) = entries_of(tmp_path / "out")
     assert entry["detections"]
-    assert all(d.keys() == {"box", "score"} for d in entry["detections"])
+    assert all(d.keys() == {"box", "score", "label"} for d in entry["detections"])
 
 
 def test_several_inputs_keep_their_order(checkpoint, folder, tmp_path):

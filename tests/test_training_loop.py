@@ -388,6 +388,8 @@ def test_bn_statistics_come_from_training_slices_with_lesions(data_dir):
         (["--config=tests/tiny.py", "--config.train.copyrule=ema"], "copyrule"),
         (["--config=tests/tiny.py", "--config.train.copy_rule=x"], "config.train.copy_rule='x'"),
         (["--config=tests/tiny.py", "--config.data.seg_dir=nowhere"], "nowhere"),
+        (["--config=configs/ssm2.py:r50_2"], "error: ValueError: there is no variant 'r50_2'"),
+        (["--config=configs/ssm2.py:r18_2"], "--config.init_from=runs/pretrain_r18_2"),
     ],
 )
 def test_the_program_reports_errors_without_a_traceback(flags, message, data_dir, tmp_path):

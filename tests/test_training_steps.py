@@ -161,7 +161,7 @@ def test_classification_step_by_update_rule(rule):
     assert counts == expected
 
 
-@pytest.mark.parametrize("rule", ["every_step", "ema", "best"])
+@pytest.mark.parametrize("rule", ["every_step", "ema", "best", "never"])
 def test_copy_rules(rule):
     model = ModelConfig.from_mapping(make_config().model.to_dict())
     source, target = {"w": jnp.full(3, 4.0)}, {"w": jnp.full(3, 2.0)}
@@ -169,7 +169,8 @@ def test_copy_rules(rule):
     copy = steps.make_copy(model, rule, 0.75)
     for improved in (True, False):
         value = copy(params, jnp.asarray(improved))["classification_branch"]["w"]
-        expected = {"every_step": 4.0, "ema": 2.5, "best": 4.0 if improved else 2.0}[rule]
+        best = 4.0 if improved else 2.0
+        expected = {"every_step": 4.0, "ema": 2.5, "best": best, "never": 2.0}[rule]
         np.testing.assert_allclose(value, expected)
     one_branch = ModelConfig(**{**vars(model), "branches": 1})
     assert steps.make_copy(one_branch, rule, 0.75)({"a": 1}, True) == {"a": 1}

@@ -10,8 +10,13 @@ from ssm_jax.models.ssm import init_variables
 def get_config(data_dir: str = ""):
     """Six iterations of batch size 1 on 64x64 slices, evaluated at 4 and 6, saved at 2, 4 and 6."""
     config = default_config()
+    config.model.blocks = 2
+    return shrunk(config, data_dir)
+
+
+def shrunk(config, data_dir: str = ""):
+    """Makes any configuration as small as this one, but for the depth of its backbone."""
     config.model.update(
-        blocks=2,
         image_size=64,
         max_size=128,
         anchor_sizes=(8, 16),

@@ -15,9 +15,8 @@ import numpy as np
 from ssm_jax.data.source import ClassificationExample, Datasets, SegmentationExample
 from ssm_jax.preprocessing import resize_bilinear, resize_nearest, resized_shape
 
-LESION = 1  # label of every object: the lesion class of the detector
 _STEPS = 2**62  # a training iterator does not end
-_SEGMENTATION, _CLASSIFICATION = 1, 2  # streams of random numbers
+_DRAWS, _EPOCHS = 1, 2  # streams of random numbers: single draws, and orders of epochs
 T = TypeVar("T")
 
 
@@ -25,7 +24,8 @@ class TrainBatches:
     """Random access to training batches: `batches[i]` is a pure function of (seed, i).
 
     Segmentation slices are drawn uniformly with replacement, those without lesions included;
-    classification slices follow one permutation an epoch. See `__getitem__` for the fields.
+    classification slices follow one permutation an epoch. Without classification slices the
+    segmentation slices follow one permutation an epoch. See `__getitem__` for the fields.
     """
 
     def __init__(self, datasets: Datasets, seed: int, batch_size: int):
@@ -37,19 +37,26 @@ class TrainBatches:
         return _STEPS
 
     def indices(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the segmentation and of the classification slices of a batch, [B] each."""
-        rng = np.random.default_rng([self.seed, _SEGMENTATION, step])
-        segmentation = rng.integers(len(self.datasets.seg_train), size=self.batch_size)
-        count = len(self.datasets.cls_train)
+        """Indices of the segmentation and of the classification slices of a batch, [B] each.
+
+        Without classification slices the second array is empty.
+        """
+        count = self.datasets.epoch_slices
         first = step * self.batch_size
-        classification = [
-            self._permutation(k // count)[k % count] for k in range(first, first + self.batch_size)
-        ]
-        return segmentation, np.array(classification)
+        in_turn = np.array(
+            [
+                self._permutation(k // count)[k % count]
+                for k in range(first, first + self.batch_size)
+            ]
+        )
+        if self.datasets.cls_train is None:
+            return in_turn, np.zeros(0, int)
+        rng = np.random.default_rng([self.seed, _DRAWS, step])
+        return rng.integers(len(self.datasets.seg_train), size=self.batch_size), in_turn
 
     def _make_permutation(self, epoch: int) -> np.ndarray:
-        rng = np.random.default_rng([self.seed, _CLASSIFICATION, epoch])
-        return rng.permutation(len(self.datasets.cls_train))
+        rng = np.random.default_rng([self.seed, _EPOCHS, epoch])
+        return rng.permutation(self.datasets.epoch_slices)
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         """The batch of iteration `step` (from 0).
@@ -59,17 +66,21 @@ class TrainBatches:
           uint8 [B, H, W], "boxes" float32 [B, M, 4], "labels" int32 [B, M], "valid" bool [B, M]};
           "cls": {"image" uint8 [B, H, W, C], "image_size" int32 [B, 2], "label" int32 [B]};
           "seg_files", "cls_files": lists of names. Sizes are (height, width) without padding,
-          boxes pixels of the resized slice; float images lie in [0, 1].
+          boxes pixels of the resized slice; float images lie in [0, 1]. "cls" is missing and
+          "cls_files" empty without classification slices.
         """
         segmentation, classification = self.indices(int(step))
         seg = [self.datasets.seg_train[i] for i in segmentation]
         cls = [self.datasets.cls_train[i] for i in classification]
-        return {
+        batch = {
             "seg": _stack([segmentation_arrays(example, self.datasets) for example in seg]),
-            "cls": _stack([classification_arrays(example, self.datasets) for example in cls]),
             "seg_files": [example.file for example in seg],
             "cls_files": [example.file for example in cls],
         }
+        if cls:
+            arrays = [classification_arrays(example, self.datasets) for example in cls]
+            batch["cls"] = _stack(arrays)
+        return batch
 
 
 def _stack(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -92,12 +103,14 @@ def segmentation_arrays(example: SegmentationExample, datasets: Datasets) -> dic
     valid = np.arange(slots) < count
     padded = np.zeros((slots, 4), np.float32)
     padded[:count] = boxes
+    labels = np.zeros(slots, np.int32)
+    labels[:count] = example.labels
     return {
         "image": _pad(image, datasets.seg_canvas),
         "image_size": np.array(shape, np.int32),
         "instances": _pad(instances, datasets.seg_canvas),
         "boxes": padded,
-        "labels": np.where(valid, LESION, 0).astype(np.int32),
+        "labels": labels,
         "valid": valid,
     }
 

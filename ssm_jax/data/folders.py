@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ssm_jax.data import images
 from ssm_jax.data.errors import DataError, Problems
-from ssm_jax.data.objects import component_areas
+from ssm_jax.data.objects import area_fields
 
 CLASS_NAMES = ("normal", "pneumonia", "covid")
 MASK_VALUES = 3  # the largest: 0 background, 1 lung, 2 ground glass, 3 consolidation
@@ -40,7 +40,7 @@ class SliceFile:
     """A slice of a checked folder.
 
     name: file name. path: the slice. mask: its mask, or None. height, width: pixels. label: class,
-    -1 in a segmentation set. areas: pixels of every lesion component.
+    -1 in a segmentation set. areas: pixels of every lesion component, see `objects.area_fields`.
     """
 
     name: str
@@ -49,7 +49,7 @@ class SliceFile:
     height: int
     width: int
     label: int = -1
-    areas: tuple[int, ...] = ()
+    areas: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
 
 def list_images(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -153,8 +153,7 @@ def _segmentation_file(path: pathlib.Path, channels: int) -> SliceFile | list[tu
         found.append((_MASK_VALUES, f"{name} ({', '.join(map(str, outside))})"))
     if found:
         return found
-    areas = tuple(component_areas(mask).tolist())
-    return SliceFile(path.name, path, mask_path, height, width, areas=areas)
+    return SliceFile(path.name, path, mask_path, height, width, areas=area_fields(mask))
 
 
 def _class_file(path: pathlib.Path, channels: int) -> SliceFile | list[tuple[str, str]]:

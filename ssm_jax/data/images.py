@@ -66,18 +66,43 @@ def read_slice(data: bytes, channels: int) -> tuple[bytes, int, int]:
       ImageError: unreadable, more than 8 bits, or colored in a grey set.
     """
     picture = _load(data)
+    if picture.mode == _mode(channels):
+        return data, picture.height, picture.width
+    return encode(_pixels(picture, channels)), picture.height, picture.width
+
+
+def slice_pixels(data: bytes, channels: int) -> np.ndarray:
+    """Decodes a slice as `read_slice` keeps it.
+
+    Args:
+      data: content of a PNG or JPEG file.
+      channels: what the set has, 1 or 3.
+
+    Returns:
+      uint8 [H, W, channels].
+
+    Raises:
+      ImageError: unreadable, more than 8 bits, or colored in a grey set.
+    """
+    pixels = _pixels(_load(data), channels)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _mode(channels: int) -> str:
+    """PIL's name of plain grey or RGB."""
+    return "L" if channels == 1 else "RGB"
+
+
+def _pixels(picture: Image.Image, channels: int) -> np.ndarray:
+    """uint8 [H, W] or [H, W, 3] of a decoded slice, whatever the encoding; see `read_slice`."""
     if picture.mode in _DEEP:
         raise ImageError("has more than 8 bits a pixel; apply a CT window and save it in 8 bits")
-    if picture.mode == ("L" if channels == 1 else "RGB"):
-        return data, picture.height, picture.width
     if channels == 3 or picture.mode in _GREY:
-        pixels = np.asarray(picture.convert("RGB" if channels == 3 else "L"))
-    else:
-        pixels = np.asarray(picture.convert("RGB"))
-        if np.any(pixels != pixels[..., :1]):
-            raise ImageError("is colored where the set is grey; save all slices alike")
-        pixels = np.ascontiguousarray(pixels[..., 0])
-    return encode(pixels), picture.height, picture.width
+        return np.asarray(picture.convert(_mode(channels)))
+    pixels = np.asarray(picture.convert("RGB"))
+    if np.any(pixels != pixels[..., :1]):
+        raise ImageError("is colored where the set is grey; save all slices alike")
+    return np.ascontiguousarray(pixels[..., 0])
 
 
 def read_mask(data: bytes) -> np.ndarray:

@@ -14,18 +14,20 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from ssm_jax.data.folders import CLASS_NAMES
+from ssm_jax.data.objects import AREA_FIELDS
 
 SHARD = 256  # slices a file: bounds the memory that writing takes
 SPLITS = ("train", "test")
 _COMMON = ("file", "height", "width", "channels")
-FIELDS = {"seg": (*_COMMON, "areas"), "cls": (*_COMMON, "label")}
+FIELDS = {"seg": (*_COMMON, *AREA_FIELDS.values()), "cls": (*_COMMON, "label")}
 
 
 def features(part: str, channels: int) -> tfds.features.FeaturesDict:
     """Features of a segmentation ("seg") or classification ("cls") set.
 
     file: name; image: [H, W, channels] uint8; height, width, channels; and mask [H, W, 1] uint8
-    with areas int32 [n] (pixels of every lesion component), or label (0, 1, 2).
+    with areas int32 [n] (pixels of every lesion component), ground_glass_areas and
+    consolidation_areas (the same of these mask values alone), or label (0, 1, 2).
     """
     common = {
         "file": tfds.features.Text(),
@@ -39,7 +41,10 @@ def features(part: str, channels: int) -> tfds.features.FeaturesDict:
             common
             | {
                 "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-                "areas": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+            }
+            | {
+                name: tfds.features.Tensor(shape=(None,), dtype=np.int32)
+                for name in AREA_FIELDS.values()
             }
         )
     return tfds.features.FeaturesDict(
@@ -53,7 +58,7 @@ class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
     A subclass gives `part`, `channels`, `split_sizes()` and `examples(split, start, stop)`.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
 
     @property
     def part(self) -> str:

@@ -31,5 +31,5 @@ class CtLesionSeg(FolderBuilder):
                 "height": height,
                 "width": width,
                 "channels": self.channels,
-                "areas": list(file.areas),
+                **file.areas,
             }

@@ -2,44 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from scipy import ndimage
 
-FIRST_LESION_VALUE = 2  # mask values: 0 background, 1 lung, 2 ground glass, 3 consolidation
+from ssm_jax.classes import LESION_CLASSES
+
+LESION_VALUES = (2, 3)  # mask values: 0 background, 1 lung, 2 ground glass, 3 consolidation
+# Fields of a prepared slice that hold the areas of the components of these mask values.
+AREA_FIELDS = {
+    LESION_VALUES: "areas",
+    (2,): "ground_glass_areas",
+    (3,): "consolidation_areas",
+}
 _EIGHT_NEIGHBORS = np.ones((3, 3), bool)
 
 
-def lesion_objects(mask: np.ndarray, min_area: int = 100) -> tuple[np.ndarray, np.ndarray]:
+def lesion_objects(
+    mask: np.ndarray, min_area: int = 100, mask_type: str = "merge"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Splits a mask into lesion objects, as the reference implementation does.
 
-    Ground glass and consolidation are merged; an object is an 8-connected component of more than
-    `min_area` pixels. Objects are numbered in the order of their first pixel, row by row.
+    An object is an 8-connected component of one lesion class with more than `min_area` pixels. The
+    mask type says which mask values are a class: "merge" makes one of ground glass and
+    consolidation, "both" one of each, "ggo" one of ground glass alone, consolidation being
+    background. Objects are numbered class by class, within it in the order of their first pixel,
+    row by row.
 
     Args:
       mask: uint8 [H, W], values 0 to 3.
       min_area: area in pixels that an object has to exceed.
+      mask_type: "merge", "both" or "ggo".
 
     Returns:
       instances: uint8 [H, W], 0 outside objects, k + 1 on object k.
       boxes: float32 [n, 4], (min x, min y, max x + 1, max y + 1) in pixels.
+      labels: int32 [n], lesion classes from 1.
 
     Raises:
       ValueError: more than 255 objects, which the label map can not hold.
     """
-    components, count = ndimage.label(mask >= FIRST_LESION_VALUE, structure=_EIGHT_NEIGHBORS)
-    areas = np.bincount(components.ravel(), minlength=count + 1)
-    kept = np.flatnonzero(areas[1:] > min_area) + 1
-    if len(kept) > 255:
-        raise ValueError(f"{len(kept)} objects in one slice; the label map holds 255 at most")
-    names = np.zeros(count + 1, np.uint8)
-    names[kept] = np.arange(1, len(kept) + 1)
-    instances = names[components]
-    slices = ndimage.find_objects(instances, max_label=len(kept))
+    instances, labels = np.zeros(mask.shape, np.uint8), []
+    for label, lesion in enumerate(LESION_CLASSES[mask_type], 1):
+        components, areas = _components(mask, lesion.values)
+        kept = np.flatnonzero(areas > min_area) + 1
+        if len(labels) + len(kept) > 255:
+            raise ValueError(
+                f"{len(labels) + len(kept)} objects in one slice; the label map holds 255 at most"
+            )
+        names = np.zeros(len(areas) + 1, np.uint8)
+        names[kept] = np.arange(1, len(kept) + 1) + len(labels)
+        instances = np.maximum(instances, names[components])  # classes do not overlap
+        labels += [label] * len(kept)
+    slices = ndimage.find_objects(instances, max_label=len(labels))
     boxes = [(s[1].start, s[0].start, s[1].stop, s[0].stop) for s in slices]
-    return instances, np.array(boxes, np.float32).reshape(-1, 4)
+    return instances, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int32)
 
 
-def component_areas(mask: np.ndarray) -> np.ndarray:
-    """Areas in pixels of all lesion components of a mask [H, W], whatever their size: int32 [n]."""
-    components, count = ndimage.label(mask >= FIRST_LESION_VALUE, structure=_EIGHT_NEIGHBORS)
-    return np.bincount(components.ravel(), minlength=count + 1)[1:].astype(np.int32)
+def component_areas(mask: np.ndarray, values: Sequence[int] = LESION_VALUES) -> np.ndarray:
+    """Areas in pixels of all components of some mask values, whatever their size.
+
+    Args:
+      mask: integer [H, W].
+      values: mask values that make components together; default ground glass and consolidation.
+
+    Returns:
+      int32 [n].
+    """
+    return _components(mask, values)[1]
+
+
+def area_fields(mask: np.ndarray) -> dict[str, list[int]]:
+    """Areas in pixels of all components, for every field of `AREA_FIELDS`, of a mask [H, W]."""
+    return {name: component_areas(mask, values).tolist() for values, name in AREA_FIELDS.items()}
+
+
+def _components(mask: np.ndarray, values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Component numbers from 1 [H, W], and their areas [n]; `values` follow one another."""
+    inside = (mask >= min(values)) & (mask <= max(values))
+    components, count = ndimage.label(inside, structure=_EIGHT_NEIGHBORS)
+    areas = np.bincount(components.ravel(), minlength=count + 1)[1:]
+    return components, areas.astype(np.int32)

@@ -16,7 +16,7 @@ from ssm_jax.data.phantom_anatomy import BLOOD, make_anatomy
 from ssm_jax.data.phantom_lesions import COVID, NORMAL, PNEUMONIA, make_lesions
 from ssm_jax.data.phantom_vessels import draw_vessels
 
-GENERATOR_VERSION = 2  # part of the cache key: a change of the pictures needs another number
+GENERATOR_VERSION = 3  # part of the cache key: a change of the pictures needs another number
 WINDOW_CENTER, WINDOW_WIDTH = -600.0, 1500.0
 MIN_SIZE = 32  # pixels; below it nothing of a chest is left
 LESION_FREE_SHARE = 0.07  # of a segmentation set

@@ -103,7 +103,7 @@ def _wall_angle(anatomy, cell):
 def _covid(rng, anatomy, grow):
     g = anatomy.x.shape[0]
     sides = _sides(anatomy)
-    count = int(rng.choice([1, 2, 3, 4, 5, 6, 7], p=[0.05, 0.1, 0.2, 0.25, 0.2, 0.12, 0.08]))
+    count = int(rng.choice([3, 4, 5, 6, 7, 8, 9], p=[0.07, 0.13, 0.2, 0.22, 0.18, 0.12, 0.08]))
     bilateral = rng.random() < 0.85
     first = int(rng.integers(2))
     severity = rng.uniform(0.8, 1.2) * grow
@@ -118,7 +118,7 @@ def _covid(rng, anatomy, grow):
         cell = _pick(rng, sides[side] & (depth > low) & (depth < high), behind)
         if cell is None:
             continue
-        size = severity * rng.uniform(0.045, 0.115)
+        size = severity * rng.uniform(0.045, 0.105)
         long = rng.uniform(1.2, 2.0) if peripheral else rng.uniform(1.0, 1.3)
         patches.append(
             Patch(
@@ -136,7 +136,7 @@ def _covid(rng, anatomy, grow):
 def _pneumonia(rng, anatomy, grow):
     g = anatomy.x.shape[0]
     sides = _sides(anatomy)
-    count = int(rng.choice([1, 2, 3], p=[0.6, 0.28, 0.12]))
+    count = int(rng.choice([1, 2, 3], p=[0.8, 0.16, 0.04]))
     first = int(rng.integers(2))
     one_sided = rng.random() < 0.85
     sparse = rng.random() < 0.15  # hardly consolidated: told from COVID-19 by size and place

@@ -44,7 +44,7 @@ def encoded_slice(seed: int, part: str, split: str, index: int, size: int) -> di
     return example | {
         "file": f"{split}{index:05d}_0.png",
         "mask": images.encode(mask, level=6),
-        "areas": objects.component_areas(mask).tolist(),
+        **objects.area_fields(mask),
     }
 
 

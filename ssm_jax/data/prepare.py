@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import logging
 import pathlib
@@ -13,8 +12,8 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from ssm_jax.data.errors import DataError
 from ssm_jax.data.indexed import FIELDS, SPLITS, IndexedBuilder
+from ssm_jax.data.locks import locked
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ def prepared(
     if _complete(builder):
         return builder
     home = pathlib.Path(builder.data_dir).parent  # <root>/<builder>/<config>
-    with _locked(home):
+    with locked(home, "config.data.data_dir"):
         builder = find()
         if not _complete(builder):  # nobody made it while this process waited
             for leftover in home.iterdir():
@@ -89,19 +88,3 @@ def _quiet_tfds() -> Iterator[None]:
             yield
     finally:
         absl_logger.removeFilter(is_error)
-
-
-@contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[None]:
-    """Holds a lock file in `folder` (made if need be); the system frees it if the process dies."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / "lock").open("w")
-    except OSError as error:
-        raise DataError(
-            f"can not write prepared data to {folder} ({error}); set config.data.data_dir to a "
-            "folder that can be written"
-        ) from error
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

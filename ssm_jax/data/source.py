@@ -11,12 +11,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from ssm_jax.classes import FILE_CLASSES, LESION_CLASSES, LONG_NAMES
 from ssm_jax.data import images
 from ssm_jax.data.classes import CtClasses
 from ssm_jax.data.errors import DataError, name_files
 from ssm_jax.data.indexed import SPLITS, IndexedBuilder
 from ssm_jax.data.lesion_seg import CtLesionSeg
-from ssm_jax.data.objects import lesion_objects
+from ssm_jax.data.objects import AREA_FIELDS, lesion_objects
 from ssm_jax.data.phantom import MIN_SIZE
 from ssm_jax.data.phantom_builder import CtPhantom
 from ssm_jax.data.prepare import prepared
@@ -31,18 +32,19 @@ class SegmentationExample:
     """A slice with its lesion objects, in pixels of the original.
 
     file: name. image: uint8 [H, W, C]. instances: uint8 [H, W], 0 background, k + 1 on object k.
-    boxes: float32 [n, 4].
+    boxes: float32 [n, 4]. labels: int32 [n], lesion classes from 1.
     """
 
     file: str
     image: np.ndarray
     instances: np.ndarray
     boxes: np.ndarray
+    labels: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassificationExample:
-    """A slice with its class: file name, image uint8 [H, W, C], label 0, 1 or 2."""
+    """A slice with its class: file name, image uint8 [H, W, C], label (see ssm_jax.classes)."""
 
     file: str
     image: np.ndarray
@@ -85,36 +87,50 @@ class _Source(Sequence):
 class SegmentationSource(_Source):
     """A split with masks; `source[i]` is a SegmentationExample.
 
-    min_area: objects are larger. object_counts: int array [n], objects of every slice.
+    min_area: objects are larger. mask_type: see `objects.lesion_objects`. object_counts: int array
+    [n], objects of every slice.
     """
 
-    def __init__(self, builder: IndexedBuilder, split: str, min_area: int):
+    def __init__(
+        self, builder: IndexedBuilder, split: str, min_area: int, mask_type: str = "merge"
+    ):
         super().__init__(builder, split)
         self.min_area = min_area
-        self.object_counts = np.array(
-            [sum(area > min_area for area in areas) for areas in self._index["areas"]], int
-        )
+        self.mask_type = mask_type
+        self.object_counts = np.zeros(len(self), int)
+        for lesion in LESION_CLASSES[mask_type]:
+            areas_of_slices = self._index[AREA_FIELDS[lesion.values]]
+            self.object_counts += [sum(a > min_area for a in areas) for areas in areas_of_slices]
 
     def _decode(self, index: int) -> SegmentationExample:
         record = self._records[index]
-        instances, boxes = lesion_objects(images.decode_mask(record["mask"]), self.min_area)
-        return SegmentationExample(self.files[index], self._image(record), instances, boxes)
+        mask = images.decode_mask(record["mask"])
+        objects = lesion_objects(mask, self.min_area, self.mask_type)
+        return SegmentationExample(self.files[index], self._image(record), *objects)
 
 
 class ClassificationSource(_Source):
     """A split with classes; `source[i]` is a ClassificationExample.
 
     Slices of another size than image_size x image_size are squashed to it (PIL bilinear, which
-    antialiases), as the reference implementation does. labels: int array [n].
+    antialiases), as the reference implementation does. labels: int array [n]. left_out: slices of
+    the prepared split that are of none of the model's classes, and not in here.
     """
 
-    def __init__(self, builder: IndexedBuilder, split: str, image_size: int):
+    def __init__(
+        self, builder: IndexedBuilder, split: str, image_size: int, image_classes: int = 3
+    ):
         super().__init__(builder, split)
         self.image_size = image_size
-        self.labels = np.array(self._index["label"], int)
+        numbers, classes = np.array(self._index["label"], int), FILE_CLASSES[image_classes]
+        self._rows = np.flatnonzero(np.isin(numbers, classes))
+        self.left_out = len(numbers) - len(self._rows)
+        self.labels = np.searchsorted(classes, numbers[self._rows])
+        self.files = [self.files[row] for row in self._rows]
+        self.heights, self.widths = self.heights[self._rows], self.widths[self._rows]
 
     def _decode(self, index: int) -> ClassificationExample:
-        image = self._image(self._records[index])
+        image = self._image(self._records[self._rows[index]])
         size = (self.image_size, self.image_size)
         if image.shape[:2] != size:
             picture = Image.fromarray(image[..., 0] if self.channels == 1 else image)
@@ -127,10 +143,11 @@ class ClassificationSource(_Source):
 class Datasets:
     """The four splits of a run and the static shapes of their batches.
 
-    seg_train, seg_test, cls_train, cls_test: sources.
+    seg_train, seg_test, cls_train, cls_test: sources; those of classification slices are None for
+      a model of segmentation alone.
     image_size, max_size: pixels that slices are resized to (short side, bound of the long side).
     seg_canvas, cls_canvas: height and width of the padded slices.
-    seg_channels, cls_channels: 1 or 3.
+    seg_channels, cls_channels: 1 or 3; the latter None without classification slices.
     seg_float: whether segmentation batches are float32 in [0, 1] because some slice is resized;
       otherwise they, and classification batches always, are uint8.
     max_objects: object slots of a segmentation slice.
@@ -139,22 +156,22 @@ class Datasets:
 
     seg_train: SegmentationSource
     seg_test: SegmentationSource
-    cls_train: ClassificationSource
-    cls_test: ClassificationSource
+    cls_train: ClassificationSource | None
+    cls_test: ClassificationSource | None
     image_size: int
     max_size: int
     seg_canvas: tuple[int, int]
     cls_canvas: tuple[int, int]
     seg_channels: int
-    cls_channels: int
+    cls_channels: int | None
     seg_float: bool
     max_objects: int
     descriptions: tuple[str, ...]
 
     @property
     def epoch_slices(self) -> int:
-        """Classification slices of an epoch."""
-        return len(self.cls_train)
+        """Slices of an epoch: classification slices, or segmentation slices where these are all."""
+        return len(self.seg_train if self.cls_train is None else self.cls_train)
 
 
 def open_datasets(config: ml_collections.ConfigDict) -> Datasets:
@@ -167,15 +184,22 @@ def open_datasets(config: ml_collections.ConfigDict) -> Datasets:
       DataError: unusable data; the message names files and the remedy.
     """
     data, model = config.data, config.model
-    _check_phantom(data)
-    builders = {part: _builder(data, part) for part in ("seg", "cls")}
+    parts = ("seg", "cls") if model.image_classes else ("seg",)
+    _check_phantom(data, parts)
+    builders = {part: _builder(data, part) for part in parts}
     seg_train, seg_test = (
-        SegmentationSource(builders["seg"], split, data.min_area) for split in SPLITS
+        SegmentationSource(builders["seg"], split, data.min_area, data.mask_type)
+        for split in SPLITS
     )
-    cls_train, cls_test = (
-        ClassificationSource(builders["cls"], split, model.image_size)
-        for split in ("train", "test")
-    )
+    cls_train = cls_test = None
+    descriptions = [_describe("segmentation", data, data.seg_dir, seg_train, seg_test)]
+    if model.image_classes:
+        cls_train, cls_test = (
+            ClassificationSource(builders["cls"], split, model.image_size, model.image_classes)
+            for split in SPLITS
+        )
+        _check_classes(model.image_classes, cls_train, cls_test)
+        descriptions.append(_describe("classification", data, data.cls_dir, cls_train, cls_test))
     max_objects = _max_objects(data, seg_train, seg_test)
 
     sizes = {
@@ -195,13 +219,10 @@ def open_datasets(config: ml_collections.ConfigDict) -> Datasets:
         seg_canvas=canvas,
         cls_canvas=(_padded(model.image_size), _padded(model.image_size)),
         seg_channels=builders["seg"].channels,
-        cls_channels=builders["cls"].channels,
+        cls_channels=builders["cls"].channels if "cls" in builders else None,
         seg_float=any(size != shape for size, shape in shapes.items()),
         max_objects=max_objects,
-        descriptions=(
-            _describe("segmentation", data, data.seg_dir, seg_train, seg_test, data.phantom),
-            _describe("classification", data, data.cls_dir, cls_train, cls_test, data.phantom),
-        ),
+        descriptions=tuple(descriptions),
     )
 
 
@@ -209,14 +230,14 @@ def _padded(length: int) -> int:
     return math.ceil(length / _PADDING) * _PADDING
 
 
-def _check_phantom(data) -> None:
+def _check_phantom(data, parts: Sequence[str]) -> None:
     """Raises DataError where a phantom that is needed can not be made."""
     needed = {"seed": 0, "size": MIN_SIZE}
-    for part, folder in (("seg", data.seg_dir), ("cls", data.cls_dir)):
-        if not folder:
-            needed |= {f"{part}_train": 1, f"{part}_test": 1}
-    if data.seg_dir and data.cls_dir:
+    made = [part for part in parts if not data[f"{part}_dir"]]
+    if not made:
         return
+    for part in made:
+        needed |= {f"{part}_train": 1, f"{part}_test": 1}
     for name, least in needed.items():
         if data.phantom[name] < least:
             raise DataError(
@@ -236,6 +257,21 @@ def _builder(data, part: str) -> IndexedBuilder:
         train, test = phantom[f"{part}_train"], phantom[f"{part}_test"]
         builder_config = CtPhantom.config_of(part, phantom.seed, phantom.size, train, test)
     return prepared(builder_class, builder_config, data.data_dir)
+
+
+def _check_classes(image_classes: int, *sources: ClassificationSource) -> None:
+    """Raises DataError where slices were left out and none of some class remains."""
+    for source in sources:
+        missing = set(range(image_classes)) - set(source.labels.tolist())
+        if source.left_out and missing:
+            numbers = FILE_CLASSES[image_classes]
+            names = ", ".join(f"{n} ({LONG_NAMES[n]})" for n in numbers)
+            absent = ", ".join(str(numbers[k]) for k in sorted(missing))
+            raise DataError(
+                f"the {source.name} has no slice of class {absent}: with "
+                f"config.model.image_classes={image_classes} the slices that count have names that "
+                f"start with {names}; {source.left_out} others were left out"
+            )
 
 
 def _max_objects(data, train: SegmentationSource, test: SegmentationSource) -> int:
@@ -267,11 +303,11 @@ def _max_objects(data, train: SegmentationSource, test: SegmentationSource) -> i
     return data.max_objects or int(train.object_counts.max())
 
 
-def _describe(task: str, data, folder: str, train: _Source, test: _Source, phantom) -> str:
-    counts = f"{len(train)} {data.train_split} / {len(test)} {data.test_split} slices"
+def _describe(task: str, data, folder: str, train: _Source, test: _Source) -> str:
+    phantom, splits = data.phantom, SPLITS
+    source = f"phantom (drawn by this program, {phantom.size}x{phantom.size}, seed {phantom.seed})"
     if folder:
-        return f"{task}: {folder}, {counts}"
-    return (
-        f"{task}: phantom (drawn by this program, {phantom.size}x{phantom.size}, seed "
-        f"{phantom.seed}), {len(train)} train / {len(test)} test slices"
-    )
+        source, splits = folder, (data.train_split, data.test_split)
+    text = f"{task}: {source}, {len(train)} {splits[0]} / {len(test)} {splits[1]} slices"
+    left_out = sum(getattr(split, "left_out", 0) for split in (train, test))
+    return text + (f" ({left_out} of other classes left out)" if left_out else "")

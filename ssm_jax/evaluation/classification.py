@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-IMAGE_CLASSES = ("normal", "cp", "covid")  # as in metric names; cp: common pneumonia
+from ssm_jax.classes import SHORT_NAMES
+
+IMAGE_CLASSES = SHORT_NAMES  # as in metric names; cp: common pneumonia
 PAPER_SHARES = (0.45, 0.35, 0.20)  # weights of the classes in the paper's F1
 
 

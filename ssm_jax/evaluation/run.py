@@ -84,7 +84,7 @@ def segmentation_slices(
         predictions = predictor.predict_batch(images)
         for example, image, prediction in zip(batch, images, predictions, strict=True):
             figures = evaluator.add_segmentation(
-                prediction, example.instances, example.boxes, file_name=example.file
+                prediction, example.instances, example.boxes, example.labels, example.file
             )
             yield Evaluated(example, image, prediction, figures)
 

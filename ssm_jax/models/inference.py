@@ -5,15 +5,16 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 
 from ssm_jax.config import ModelConfig
 from ssm_jax.models import ssm
-from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS, BoxOutputs
+from ssm_jax.models.roi_heads import MASK_BINS, BoxOutputs
 from ssm_jax.models.rpn import Proposals
 from ssm_jax.ops import boxes as box_ops
 from ssm_jax.ops.masks import MASK_SIZE
 from ssm_jax.ops.nms import nms
+from ssm_jax.ops.roi_align import roi_align
 from ssm_jax.ops.roi_batch import RoIBatch
 
 
@@ -74,16 +75,14 @@ def make_predict_fn(config: ModelConfig, masks: bool = True, roi_batch: bool = F
     def predict(variables, images, image_sizes, score_threshold=0.75, nms_threshold=0.5):
         features = ssm.stage(config, variables, "extract", images, image_sizes, train=False)
         proposals = ssm.proposals_from(config, variables, features, image_sizes)
-        roi_features = ssm.align(config, features, proposals.boxes, BOX_BINS)
+        classified, segmented = ssm.read_boxes(config, variables, features, proposals.boxes)
 
-        outputs = ssm.stage(config, variables, "classify_boxes", roi_features)
         keys = jnp.broadcast_to(jax.random.key(0), images.shape[:1])
-        selection = ssm.select_rois(config, outputs, proposals, image_sizes, keys)
+        selection = ssm.select_rois(config, classified, proposals, image_sizes, keys)
         class_logits = ssm.stage(config, variables, "read_class", selection.rows)
 
-        outputs = ssm.stage(config, variables, "segment_boxes", roi_features)
         thresholds = (score_threshold, nms_threshold)
-        detections = detect(config, outputs, proposals, image_sizes, *thresholds)
+        detections = detect(config, segmented, proposals, image_sizes, *thresholds)
         predictions = Predictions(class_logits, *detections)
         if masks:
             probabilities = predict_masks(config, variables, features, predictions)
@@ -158,19 +157,18 @@ def predict_masks(
     config: ModelConfig, variables: Any, features: Array, predictions: Predictions
 ) -> Array:
     """Mask probabilities of the detections' own classes, [B, D, 28, 28]; 0 in unused slots."""
-    batch, capacity = predictions.valid.shape
+    boxes, labels = (ssm.pad_to_chunks(x) for x in (predictions.boxes, predictions.labels))
 
-    def at_size(size, features, boxes, labels):
-        padding = ((0, 0), (0, capacity - size), (0, 0), (0, 0))
-        if size == 0:
-            return jnp.zeros((batch, capacity, MASK_SIZE, MASK_SIZE))
-        roi_features = ssm.align(config, features, boxes[:, :size], MASK_BINS)
+    def add(probabilities, image, start):
+        chunk = ssm.chunk_of(boxes, image, start)
+        roi_features = roi_align(features[image], chunk, MASK_BINS, 1 / config.stride)
         logits = ssm.stage(config, variables, "predict_masks", roi_features)
-        own = labels[:, :size].reshape(-1, 1, 1, 1)
+        own = ssm.chunk_of(labels, image, start)[:, None, None, None]
         logits = jnp.take_along_axis(logits, own, axis=-1)[..., 0]
-        return jnp.pad(jax.nn.sigmoid(logits).reshape(batch, size, *logits.shape[1:]), padding)
+        at = (image, start, 0, 0)
+        return lax.dynamic_update_slice(probabilities, jax.nn.sigmoid(logits)[None], at)
 
-    most = predictions.valid.sum(axis=1).max()
-    operands = (features, predictions.boxes, predictions.labels)
-    probabilities = ssm.at_smallest_bucket(most, capacity, at_size, *operands)
+    empty = jnp.zeros((*boxes.shape[:2], MASK_SIZE, MASK_SIZE))
+    counts = predictions.valid.sum(axis=1)
+    probabilities = ssm.for_masks_in_use(counts, add, empty)[:, : predictions.valid.shape[1]]
     return jnp.where(predictions.valid[..., None, None], probabilities, 0)

@@ -1,7 +1,7 @@
 """The single-shot model: parameters, and the passes that training and inference are made of."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -20,9 +20,10 @@ from ssm_jax.ops import boxes as box_ops
 from ssm_jax.ops import roi_batch
 from ssm_jax.ops.anchors import cell_anchors, grid_anchors
 from ssm_jax.ops.images import normalize
-from ssm_jax.ops.roi_align import roi_align
+from ssm_jax.ops.roi_align import map_rois, roi_align, roi_align_batch
 
-LESION = 1  # the class whose scores and deltas module S reads
+MASK_CHUNK = 8  # RoIs that the mask head reads at a time
+LESION = 1  # the class whose scores and deltas module S reads (of two: ground glass)
 
 Variables = Mapping[str, Any]
 
@@ -48,7 +49,8 @@ class SingleShotModel(nn.Module):
         if config.branches == 2:
             self.classification_branch = BoxBranch(config.num_classes)
         self.mask_head = MaskHead(config.num_classes)
-        self.module_s = ModuleS(config.image_classes)
+        if config.image_classes:
+            self.module_s = ModuleS(config.image_classes)
 
     def __call__(self, images: Array) -> Array:
         """Touches every parameter once, for initialisation; returns class logits of no meaning."""
@@ -84,7 +86,9 @@ class SingleShotModel(nn.Module):
         return self.mask_head(roi_features)
 
     def read_class(self, rows: Array) -> Array:
-        """RoI batches [B, R, 5] -> class logits [B, image_classes]."""
+        """RoI batches [B, R, 5] -> class logits [B, image_classes]; none without module S."""
+        if not self.config.image_classes:
+            return jnp.zeros((rows.shape[0], 0))
         return self.module_s(rows)
 
 
@@ -125,9 +129,36 @@ def proposals_from(
 
 def align(config: ModelConfig, features: Array, boxes: Array, bins: int) -> Array:
     """RoIAlign of every image: [B, h, w, C] and [B, N, 4] -> [B * N, bins, bins, C]."""
-    pool = functools.partial(roi_align, output_size=bins, spatial_scale=1 / config.stride)
-    pooled = jax.vmap(pool)(features, boxes)
-    return pooled.reshape(-1, *pooled.shape[2:])
+    return roi_align_batch(features, boxes, bins, 1 / config.stride)
+
+
+def read_boxes(
+    config: ModelConfig,
+    variables: Variables,
+    features: Array,
+    boxes: Array,
+    branches: tuple[str, ...] = ("classify_boxes", "segment_boxes"),
+) -> tuple[BoxOutputs, ...]:
+    """RoIAlign and box branches of all boxes, for use without gradient.
+
+    The RoI features of a few boxes at a time are read by the branches at once and never all kept.
+
+    Args:
+      config: the model.
+      variables: of the model.
+      features: [B, h, w, C] float.
+      boxes: [B, N, 4] float, pixels.
+      branches: names of the stages that read the RoI features.
+
+    Returns:
+      The BoxOutputs of each branch, [B * N, ...].
+    """
+
+    def read(image_features, some_boxes):
+        pooled = roi_align(image_features, some_boxes, BOX_BINS, 1 / config.stride)
+        return tuple(stage(config, variables, branch, pooled) for branch in branches)
+
+    return map_rois(read, features, boxes)
 
 
 def select_rois(
@@ -158,26 +189,38 @@ def select_rois(
     return jax.vmap(one)(keys, scores, deltas, proposals.boxes, proposals.valid, image_sizes)
 
 
-def at_smallest_bucket(count: Array, capacity: int, function, *operands: Any) -> Any:
-    """Runs `function(size, *operands)` at the smallest static size that holds `count`.
+def for_masks_in_use(counts: Array, body: Callable[[Any, Array, Array], Any], init: Any) -> Any:
+    """A loop over the RoIs that have a mask, MASK_CHUNK of one image at a time.
 
-    Work that is done for a few detections then costs no more than a few detections' worth. Sizes
-    are 0, 16, 32, ... doubling up to the capacity. Do not call it under `vmap`, which would run
-    every size.
+    The first RoIs of each image are those in use, and only they are visited, so that few of them
+    cost little. Under `vmap` all images would go as long as the longest. It has no gradient.
 
     Args:
-      count: int32 scalar, entries in use.
-      capacity: most entries there can be.
-      function: takes a static size first; results must not depend on it in shape.
-      *operands: arrays.
+      counts: [B] int32, RoIs in use of each image.
+      body: (state, image index, first RoI of the chunk) -> state.
+      init: the first state, a pytree of arrays.
 
     Returns:
-      What `function` returns.
+      The last state.
     """
-    sizes = [0]
-    while sizes[-1] < capacity:
-        sizes.append(min(max(16, 2 * sizes[-1]), capacity))
-    # Recomputed backward: a switch hands on the intermediates of all branches, zeros for those
-    # that did not run, and to write the zeros of the largest costs more than to run the smallest.
-    branches = [jax.checkpoint(functools.partial(function, size)) for size in sizes]
-    return lax.switch(jnp.searchsorted(jnp.asarray(sizes), count), branches, *operands)
+    chunks = -(-counts // MASK_CHUNK)
+    ends = jnp.cumsum(chunks)
+
+    def step(index, state):
+        image = jnp.searchsorted(ends, index, side="right").astype(jnp.int32)
+        chunk = index - (ends[image] - chunks[image])
+        return body(state, image, chunk * MASK_CHUNK)
+
+    return lax.fori_loop(0, ends[-1], step, init)
+
+
+def pad_to_chunks(array: Array) -> Array:
+    """[B, N, ...] -> the same with N padded by zeros to a multiple of MASK_CHUNK."""
+    return jnp.pad(
+        array, ((0, 0), (0, -array.shape[1] % MASK_CHUNK), *((0, 0),) * (array.ndim - 2))
+    )
+
+
+def chunk_of(array: Array, image: Array, start: Array) -> Array:
+    """Entries [MASK_CHUNK, ...] of one image of an array [B, N, ...]."""
+    return lax.dynamic_slice_in_dim(array[image], start, MASK_CHUNK)

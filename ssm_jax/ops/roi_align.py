@@ -5,11 +5,16 @@ those it puts on the columns. So every box is two small matrices, and pooling is
 columns", which runs at the speed of a matrix product, forward and backward, with no gather.
 """
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-# Boxes pooled at a time: bounds the size of the intermediate [CHUNK * P, W * C] product.
-CHUNK = 50
+# Boxes pooled at a time: what the two products write in between stays in a CPU's cache.
+CHUNK = 64
 
 
 def roi_align(
@@ -36,25 +41,106 @@ def roi_align(
     """
     height, width, channels = features.shape
     count = boxes.shape[0]
-    chunk = min(CHUNK, count)
-    chunks = -(-count // chunk)
-    padded = jnp.pad(lax.stop_gradient(boxes), ((0, chunks * chunk - count), (0, 0)))
+    left, top, right, bottom = jnp.moveaxis(lax.stop_gradient(boxes) * spatial_scale, -1, 0)
+    rows = bin_weights(top, bottom, output_size, height, sampling_ratio)  # [N, P, H]
+    columns = bin_weights(left, right, output_size, width, sampling_ratio)  # [N, P, W]
+    rows = rows.reshape(count * output_size, height).astype(features.dtype)
     flat = features.reshape(height, width * channels)
+    pooled_rows = jnp.matmul(rows, flat, precision=lax.Precision.HIGHEST)
+    pooled_rows = pooled_rows.reshape(count, output_size, width, channels)
+    # One product per row of bins: its operands and its result lie as they are in memory.
+    columns = jnp.broadcast_to(columns[:, None], (count, output_size, output_size, width))
+    columns = columns.astype(features.dtype)
+    return jnp.matmul(columns, pooled_rows, precision=lax.Precision.HIGHEST)
 
-    def pool(chunk_boxes):
-        left, top, right, bottom = jnp.moveaxis(chunk_boxes * spatial_scale, -1, 0)
-        rows = bin_weights(top, bottom, output_size, height, sampling_ratio)  # [chunk, P, H]
-        columns = bin_weights(left, right, output_size, width, sampling_ratio)  # [chunk, P, W]
-        rows = rows.reshape(chunk * output_size, height).astype(features.dtype)
-        pooled_rows = jnp.matmul(rows, flat, precision=lax.Precision.HIGHEST)
-        pooled_rows = pooled_rows.reshape(chunk, output_size, width, channels)
-        # One product per row of bins: its operands and its result lie as they are in memory.
-        columns = jnp.broadcast_to(columns[:, None], (chunk, output_size, output_size, width))
-        columns = columns.astype(features.dtype)
-        return jnp.matmul(columns, pooled_rows, precision=lax.Precision.HIGHEST)
 
-    pooled = lax.map(pool, padded.reshape(chunks, chunk, 4))
-    return pooled.reshape(chunks * chunk, output_size, output_size, channels)[:count]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def roi_align_batch(features: Array, boxes: Array, output_size: int, spatial_scale: float) -> Array:
+    """RoIAlign of every image of a batch, a few boxes at a time, forward and backward.
+
+    Args:
+      features: [B, H, W, C] float.
+      boxes: [B, N, 4] float, pixels of the images.
+      output_size: bins P per side.
+      spatial_scale: cells per pixel.
+
+    Returns:
+      [B * N, P, P, C] float.
+    """
+
+    def pool(image_features, some_boxes):
+        return roi_align(image_features, some_boxes, output_size, spatial_scale)
+
+    return map_rois(pool, features, boxes)
+
+
+def _batch_forward(features, boxes, output_size, spatial_scale):
+    pooled = roi_align_batch(features, boxes, output_size, spatial_scale)
+    # RoIAlign is linear in the features: of them, the gradient needs nothing but the shape.
+    return pooled, (jnp.zeros((0, *features.shape[1:]), features.dtype), boxes)
+
+
+def _batch_backward(output_size, spatial_scale, residuals, cotangent):
+    like, boxes = residuals
+    images, count, _ = boxes.shape
+    size = chunk_size(count)
+    padding = ((0, 0), (0, -count % size))
+    cotangent = cotangent.reshape(images, count, *cotangent.shape[1:])
+    cotangent = jnp.pad(cotangent, (*padding, *((0, 0),) * 3))
+    chunks = jnp.pad(boxes, (*padding, (0, 0))).reshape(images, -1, size, 4)
+    cotangent = cotangent.reshape(*chunks.shape[:3], *cotangent.shape[2:])
+    zeros = jnp.zeros(like.shape[1:], like.dtype)
+
+    def of_image(image):
+        def add(total, chunk):
+            some_boxes, pooled_cotangent = chunk
+            pool = functools.partial(
+                roi_align, boxes=some_boxes, output_size=output_size, spatial_scale=spatial_scale
+            )
+            (gradient,) = jax.linear_transpose(pool, zeros)(pooled_cotangent)
+            return total + gradient, None
+
+        return lax.scan(add, zeros, image)[0]
+
+    return lax.map(of_image, (chunks, cotangent)), jnp.zeros_like(boxes)
+
+
+roi_align_batch.defvjp(_batch_forward, _batch_backward)
+
+
+def map_rois(function: Callable[[Array, Array], Any], features: Array, boxes: Array) -> Any:
+    """Runs a function of RoIs over all images of a batch, a few boxes at a time.
+
+    Args:
+      function: (features [H, W, C], boxes [n, 4]) -> arrays [n, ...], each box on its own.
+      features: [B, H, W, C] float.
+      boxes: [B, N, 4] float.
+
+    Returns:
+      What `function` returns for all boxes: arrays [B * N, ...].
+    """
+    images, count, _ = boxes.shape
+    size = chunk_size(count)
+    chunks = jnp.pad(boxes, ((0, 0), (0, -count % size), (0, 0))).reshape(-1, size, 4)
+    per_image = len(chunks) // images
+
+    def one(chunk):
+        index, some_boxes = chunk
+        return function(features[index // per_image], some_boxes)
+
+    results = lax.map(one, (jnp.arange(len(chunks)), chunks))
+
+    def unpad(result):
+        result = result.reshape(images, per_image * size, *result.shape[2:])[:, :count]
+        return result.reshape(images * count, *result.shape[2:])
+
+    return jax.tree.map(unpad, results)
+
+
+def chunk_size(count: int) -> int:
+    """Boxes pooled at a time: at most CHUNK, and a divisor of their number where there is one."""
+    divisors = [size for size in range(CHUNK // 2, CHUNK + 1) if count % size == 0]
+    return max(divisors, default=min(CHUNK, count))
 
 
 def bin_weights(

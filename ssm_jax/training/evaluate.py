@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 
 from ssm_jax import visualize
+from ssm_jax.classes import lesion_names, long_names, short_names
 from ssm_jax.config import ModelConfig
 from ssm_jax.data import Datasets, iterate_slices
 from ssm_jax.data.batches import segmentation_arrays
@@ -52,8 +53,9 @@ class Example:
 
     def draw(self, path: pathlib.Path) -> None:
         """Writes the picture."""
+        names = long_names(len(self.prediction.class_logits))
         picture = visualize.overlay(
-            self.image, self.prediction, self.instances, self.label, title=self.file
+            self.image, self.prediction, self.instances, self.label, names, title=self.file
         )
         picture.save(path)
 
@@ -88,14 +90,18 @@ def evaluate(
         nms_threshold=settings.nms_threshold,
         batch_size=settings.batch_size,
     )
-    evaluator = Evaluator()
+    classes = config.model.image_classes
+    evaluator = Evaluator(short_names(classes), lesion_names(config.data.mask_type))
     loading = Loading(
         settings.max_slices, settings.batch_size, config.data.threads, config.data.prefetch
     )
-    # Half of the pictures from either split.
+    # Half of the pictures from either split, if there are two.
     wanted = settings.overlays if overlays is not None else 0
     common = (datasets, predictor, evaluator, loading, stop)
-    drawn = [*_segmentation(*common, -(-wanted // 2)), *_classification(*common, wanted // 2)]
+    of_classes = wanted // 2 if classes else 0
+    drawn = list(_segmentation(*common, wanted - of_classes))
+    if classes:
+        drawn += _classification(*common, of_classes)
     if overlays is not None and drawn:
         shutil.rmtree(overlays, ignore_errors=True)
         overlays.mkdir(parents=True)

@@ -23,10 +23,11 @@ import jax
 import ml_collections
 import numpy as np
 
-from ssm_jax.checkpoints import RunCheckpoints
+from ssm_jax.checkpoints import RunCheckpoints, saved_steps
 from ssm_jax.config import ModelConfig, validate
 from ssm_jax.data import Datasets, TrainBatches, make_train_iterator, open_datasets
 from ssm_jax.evaluation import json_ready
+from ssm_jax.training import initialize
 from ssm_jax.training import workdir as workdir_lib
 from ssm_jax.training.evaluate import Stopped, evaluate, reestimated_batch_stats, summary
 from ssm_jax.training.interrupt import StopRequest
@@ -49,7 +50,7 @@ class Plan:
     Attributes:
       total: iterations of the run.
       batch_size: pairs of slices an iteration.
-      epoch_slices: classification slices of an epoch.
+      epoch_slices: classification slices of an epoch; segmentation slices where these are all.
       evaluation_interval: iterations between evaluations; 0: at the end of every epoch.
       checkpoint_interval: iterations between checkpoints; 0: only where evaluated and at the end.
     """
@@ -62,7 +63,7 @@ class Plan:
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict, epoch_slices: int) -> Plan:
-        """The plan of a configuration, given the number of classification slices."""
+        """The plan of a configuration, given the number of slices of an epoch."""
         train = config.train
         by_epochs = -(-train.epochs * epoch_slices // train.batch_size)
         return cls(
@@ -105,6 +106,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict
       TrainingError: a loss or gradient norm was not finite; the last good checkpoint stays.
     """
     model_config = validate(config)
+    initialize.require_pretrained(config)
     workdir = pathlib.Path(workdir).expanduser().absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
@@ -112,6 +114,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict
         settings = json.loads(config.to_json_best_effort())
         workdir_lib.check_config(workdir, settings)
         _log_sources(config, workdir)
+        weights = {} if saved_steps(workdir) else initialize.initial_weights(config)
         datasets = open_datasets(config)
         for line in datasets.descriptions:
             logger.info("%s", line)
@@ -128,7 +131,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict
         _log_model(model_config, shapes, resumed or 0, plan)
         compiling = [] if complete else _start_compiling(config, plan, datasets, shapes)
         if resumed is None:
-            state = make_state()
+            state = initialize.take_over(make_state(), weights)
         else:
             state, loop_state = checkpoints.restore(shapes)
             loader.set_state(loop_state["loader"])
@@ -170,16 +173,19 @@ class _Run:
         step = saved = int(state.step)
         if self.plan.evaluates(step) and self.checkpoints.metrics(step) is None:
             self.evaluate_and_save(state, step, loader)  # it was stopped in the middle of that
+        first = self.config.train.classification_from
+        if not self.config.model.image_classes:
+            first = self.plan.total
         if step < self.plan.total:
-            segmentation_step, classification_step = steps
+            segmentation_step = steps[0]
         pending: _Iteration | None = None
         while step < self.plan.total and not self.stop:
             batch = next(loader)
             state, seg_metrics = segmentation_step(state, batch["seg"])
-            if step < self.config.train.classification_from:
+            if step < first:
                 state, cls_metrics = state.replace(step=state.step + 1), {}
             else:
-                state, cls_metrics = classification_step(state, batch["cls"])
+                state, cls_metrics = steps[1](state, batch["cls"])
             step += 1
             # Metrics are looked at one iteration late: the device is never left without work.
             self.settle(pending)
@@ -270,7 +276,7 @@ class _Iteration:
             kept = checkpoints.latest_step()
             raise TrainingError(
                 f"step {self.step}: {values}. Segmentation slices: {', '.join(self.seg_files)}. "
-                f"Classification slices: {', '.join(self.cls_files)}. "
+                f"Classification slices: {', '.join(self.cls_files) or 'none'}. "
                 + ("No checkpoint was saved yet" if kept is None else f"Step {kept} is saved")
                 + ". A lower learning rate may help"
             )
@@ -280,17 +286,16 @@ class _Iteration:
 def _start_compiling(
     config: ml_collections.ConfigDict, plan: Plan, datasets: Datasets, shapes: TrainState
 ) -> list[Future]:
-    """Compiles the two steps side by side, in the background: each takes one core for a while."""
+    """Compiles the steps side by side, in the background: each takes one core for a while."""
     example = TrainBatches(datasets, config.seed, plan.batch_size)[0]
     pool = ThreadPoolExecutor(2)
 
     def compiled(step, batch):
         return step.lower(shapes, batch).compile()
 
-    segmentation_step, classification_step = make_steps(config, plan.total)
+    steps = zip(make_steps(config, plan.total), ("seg", "cls"), strict=True)
     futures = [
-        pool.submit(compiled, segmentation_step, example["seg"]),
-        pool.submit(compiled, classification_step, example["cls"]),
+        pool.submit(compiled, step, example[part]) for step, part in steps if part in example
     ]
     pool.shutdown(wait=False)
     return futures
@@ -298,7 +303,8 @@ def _start_compiling(
 
 def _log_sources(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
     """The first lines of a run: what it learns from, and where its files go."""
-    for kind, field in (("segmentation", "seg_dir"), ("classification", "cls_dir")):
+    kinds = (("segmentation", "seg_dir"), ("classification", "cls_dir"))
+    for kind, field in kinds if config.model.image_classes else kinds[:1]:
         phantom = f"phantom slices made by this program; for your own set config.data.{field}"
         logger.info("%s data: %s", kind, config.data[field] or phantom)
     logger.info("working directory: %s", workdir)
@@ -309,10 +315,11 @@ def _log_model(model: ModelConfig, shapes: TrainState, step: int, plan: Plan) ->
     device = jax.local_devices()[0]
     logger.info("device: %s (%s)", device.device_kind, device.platform)
     logger.info(
-        "model: %s, %d blocks, %d RoI branches, %s parameters",
+        "model: %s, %d blocks, %d RoI branches%s, %s parameters",
         model.backbone,
         model.blocks,
         model.branches,
+        "" if model.image_classes else ", segmentation alone",
         f"{sum(array.size for array in jax.tree.leaves(shapes.params)):,}",
     )
     if step >= plan.total:

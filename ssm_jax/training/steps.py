@@ -17,6 +17,7 @@ from ssm_jax import losses
 from ssm_jax.config import ModelConfig
 from ssm_jax.models import ssm
 from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS
+from ssm_jax.ops.roi_align import roi_align
 from ssm_jax.training import optimizer, targets
 from ssm_jax.training.state import TrainState
 
@@ -40,13 +41,15 @@ def make_steps(config: ml_collections.ConfigDict, total_steps: int = 0):
     Returns:
       segmentation_step(state, batch["seg"]) and classification_step(state, batch["cls"]), both
       -> (state, metrics), metrics being a flat dict of scalars. One iteration is one call of each,
-      in this order; the second advances `state.step`, and who leaves it out has to do that.
+      in this order; the second advances `state.step`, and who leaves it out has to do that. A model
+      without module S has no use for the second.
     """
     model = ModelConfig.from_mapping(config.model.to_dict())
     train = config.train
     schedules = optimizer.make_schedules(train, total_steps)
     classification_groups = optimizer.CLASSIFICATION_STEP[train.update_rule]
     copy = make_copy(model, train.copy_rule, train.copy_ema)
+    copies = model.branches == 2 and train.copy_rule != "never"
 
     def learning_rates(step):
         return {group: schedule(step) for group, schedule in schedules.items()}
@@ -69,7 +72,7 @@ def make_steps(config: ml_collections.ConfigDict, total_steps: int = 0):
         )
         best = jnp.where(improved, loss, state.best_seg_loss)
         metrics |= {
-            "copied": improved if train.copy_rule == "best" else jnp.asarray(True),
+            "copied": improved & copies if train.copy_rule == "best" else jnp.asarray(copies),
             "best_seg_loss": best,
             "seg_grad_norm": optax.tree.norm(gradients),
         }
@@ -119,7 +122,8 @@ def make_copy(model: ModelConfig, rule: str, decay: float):
 
     Args:
       model: with one RoI branch nothing is copied.
-      rule: "best" copies on a best loss so far, "every_step" always, "ema" averages exponentially.
+      rule: "best" copies on a best loss so far, "every_step" always, "ema" averages exponentially,
+        "never" leaves the branch as it is.
       decay: of the average.
 
     Returns:
@@ -127,7 +131,7 @@ def make_copy(model: ModelConfig, rule: str, decay: float):
     """
 
     def copy(params, improved):
-        if model.branches == 1:
+        if model.branches == 1 or rule == "never":
             return params
         source, target = params["segmentation_branch"], params["classification_branch"]
         if rule == "ema":
@@ -194,7 +198,7 @@ def segmentation_loss(
         rois.deltas.reshape(-1, 4),
         rois.valid.reshape(-1),
     )
-    mask = _mask_loss(model, variables, features, batch, rois)
+    mask = _mask_loss(model, params, features, batch, rois)
 
     parts = dict(zip(SEGMENTATION_LOSSES, (*rpn, *roi, mask), strict=True))
     total = sum(parts.values())
@@ -204,30 +208,62 @@ def segmentation_loss(
 
 def _mask_loss(
     model: ModelConfig,
-    variables: Any,
+    params: Any,
     features: Array,
     batch: dict[str, Array],
     rois: targets.RoITargets,
 ) -> Array:
-    """Mask loss of the positive RoIs, at the smallest static size that holds them."""
+    """Mask loss of the positive RoIs.
+
+    A loop over those at hand, which a fixed number of slots could not follow backward: each turn
+    takes its share of the loss and, with it, of the gradient.
+    """
     slots = min(model.roi_positives, rois.boxes.shape[1])
-    wanted = targets.mask_targets_of(batch, rois, slots)
+    wanted = ssm.pad_to_chunks(targets.mask_targets_of(batch, rois, slots))
+    boxes, labels, positive = (
+        ssm.pad_to_chunks(x[:, :slots]) for x in (rois.boxes, rois.labels, rois.positive)
+    )
+    counts = positive.sum(axis=1)
+    inputs = (features, params["mask_head"])
+    still = lax.stop_gradient(inputs)
 
-    def at_size(size, features, params):
-        if size == 0:
-            return jnp.zeros(())
-        roi_features = ssm.align(model, features, rois.boxes[:, :size], MASK_BINS)
-        logits = ssm.stage(model, {"params": params}, "predict_masks", roi_features)
-        return losses.mask_loss(
-            logits,
-            rois.labels[:, :size].reshape(-1),
-            wanted[:, :size].reshape(-1, *wanted.shape[2:]),
-            rois.positive[:, :size].reshape(-1),
+    def share(image_features, mask_head, image, start):
+        chunk = ssm.chunk_of(boxes, image, start)
+        roi_features = roi_align(image_features, chunk, MASK_BINS, 1 / model.stride)
+        variables = {"params": {"mask_head": mask_head}}
+        logits = ssm.stage(model, variables, "predict_masks", roi_features)
+        of_chunk = (ssm.chunk_of(x, image, start) for x in (labels, wanted, positive))
+        return losses.mask_loss(logits, *of_chunk, counts.sum())
+
+    def add(state, image, start):
+        total, feature_gradient, head_gradient = state
+        loss, (of_features, of_head) = jax.value_and_grad(share, (0, 1))(
+            still[0][image], still[1], image, start
         )
+        feature_gradient = feature_gradient.at[image].add(of_features)
+        return total + loss, feature_gradient, jax.tree.map(jnp.add, head_gradient, of_head)
 
-    most = rois.positive.sum(axis=1).max()
-    params = variables["params"]
-    return ssm.at_smallest_bucket(most, slots, at_size, features, params)
+    init = (jnp.zeros(()), *jax.tree.map(jnp.zeros_like, inputs))
+    loss, *gradients = ssm.for_masks_in_use(counts, add, init)
+    return _with_gradient(inputs, loss, tuple(gradients))
+
+
+@jax.custom_vjp
+def _with_gradient(inputs: Any, value: Array, gradient: Any) -> Array:
+    """A scalar `value` of `inputs` whose gradient is at hand: differentiates to `gradient`."""
+    return value
+
+
+def _with_gradient_forward(inputs, value, gradient):
+    return value, gradient
+
+
+def _with_gradient_backward(gradient, cotangent):
+    scaled = jax.tree.map(lambda leaf: cotangent * leaf, gradient)
+    return scaled, jnp.zeros_like(cotangent), jax.tree.map(jnp.zeros_like, gradient)
+
+
+_with_gradient.defvjp(_with_gradient_forward, _with_gradient_backward)
 
 
 def classification_loss(
@@ -256,8 +292,7 @@ def classification_loss(
 
     still = lax.stop_gradient(features)
     proposals = ssm.proposals_from(model, fixed, still, image_sizes)
-    every = ssm.align(model, still, proposals.boxes, BOX_BINS)
-    outputs = ssm.stage(model, fixed, "classify_boxes", every)
+    (outputs,) = ssm.read_boxes(model, fixed, still, proposals.boxes, ("classify_boxes",))
     keys = jax.random.split(key, count)
     selection = ssm.select_rois(model, outputs, proposals, image_sizes, keys)
 
