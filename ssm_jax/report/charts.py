@@ -69,14 +69,18 @@ def reliability(found: Reliability, title: str) -> Html:
             f"confidence {low:.2f} to {high:.2f}: {count} slices, mean confidence {sure:.3f}, "
             f"accuracy {right:.3f}",
         )
-        bar = _box(left, _y(right), width, _y(0) - _y(right), "bar")
-        gap_top, gap_bottom = _y(max(sure, right)), _y(min(sure, right))
-        gap = _box(left, gap_top, width, gap_bottom - gap_top, "gap")
+        low_end, high_end = _y(min(sure, right)), _y(max(sure, right))
+        bar = _box(left, low_end, width, _y(0) - low_end, "bar")
+        gap = _box(left, high_end, width, low_end - high_end, "over" if sure > right else "under")
         marks.append(element("g", tip, bar, gap))
     plot = _canvas(_SIDE, title, [*_axes("Confidence", "Accuracy"), *marks])
     legend = [
         element("li", element("span", class_=f"key {name}"), text)
-        for name, text in (("bar", "accuracy"), ("gap", "distance from the confidence"))
+        for name, text in (
+            ("bar", "share of right slices"),
+            ("over", "confidence above it"),
+            ("under", "confidence below it"),
+        )
     ]
     figure = [plot, element("ul", legend, class_="legend"), _counts(found)]
     return element("figure", *figure, class_="chart")

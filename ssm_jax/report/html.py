@@ -97,7 +97,7 @@ def details(summary: Any, *content: Any, open_: bool = False, class_: str | None
 
 
 def picture(image: Image.Image, alt: str) -> Html:
-    """A picture inside the page: JPEG as a data URI, decoded when it is scrolled to."""
+    """A picture inside the page: JPEG as a data URI."""
     data = io.BytesIO()
     image.convert("RGB").save(data, "JPEG", quality=84, optimize=True)
     encoded = base64.b64encode(data.getvalue()).decode("ascii")
@@ -108,6 +108,4 @@ def picture(image: Image.Image, alt: str) -> Html:
         alt=alt,
         width=width,
         height=height,
-        loading="lazy",
-        decoding="async",
     )

@@ -1,4 +1,4 @@
-"""The numbers that the paper prints in its Tables 1 to 3 (`paper_results.json`), and whose they are.
+"""The numbers that the paper prints in its Tables 1 to 3, from `paper_results.json`.
 
 Percentages are kept as printed; `as_fraction` turns them into the fractions of our metrics.
 """
@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# Branches and how they come about: as the paper writes them, and for people who have not read it.
-SYSTEMS = {"SSM": "SSM", "SSM2": "SSM²", "SSMS": "SSM^S"}
+# As the paper writes them.
+SYSTEMS = {"SSM": "SSM", "SSM2": "SSM²", "SSMS": "SSMˢ"}
 PERCENT = ("sensitivity_normal", "sensitivity_cp", "sensitivity_covid", "accuracy")
 
 
@@ -33,14 +33,17 @@ def system_of(model: Mapping[str, Any], run: Mapping[str, Any] | None) -> str | 
       run: configuration of the run that trained it; None for imported weights.
 
     Returns:
-      "SSM" (one branch), "SSM2" (two branches, started from a segmentation checkpoint), "SSMS"
-      (two branches from scratch); None with two branches of unknown origin.
+      "SSM" (one branch), "SSM2" (two branches, the second a copy of pretrained weights), "SSMS"
+      (two branches, the second copied again and again); None for a model of segmentation alone,
+      and with two branches of unknown origin.
     """
+    if not model["image_classes"]:
+        return None
     if model["branches"] == 1:
         return "SSM"
     if run is None:
         return None
-    return "SSM2" if run.get("init_from") else "SSMS"
+    return "SSM2" if run["train"]["copy_rule"] == "never" else "SSMS"
 
 
 def find(system: str | None, backbone: str, blocks: int) -> dict[str, Any] | None:
@@ -57,8 +60,15 @@ def as_fraction(name: str, value: float) -> float:
     return value / 100 if name in PERCENT else value
 
 
-def label(system: str | None, backbone: str, blocks: int) -> str:
-    """A model's name in the paper's notation: "SSM^S (ResNet18+FPN)**"."""
-    name = SYSTEMS.get(system or "", "SSM, two branches")
+def label(system: str | None, backbone: str, blocks: int, other: str = "") -> str:
+    """A model's name in the paper's notation: "SSMˢ (ResNet18+FPN)**".
+
+    Args:
+      system: SSM, SSM2, SSMS or None.
+      backbone: resnet18 or resnet34.
+      blocks: 2 or 3.
+      other: stands where the paper has no name, for None.
+    """
+    name = SYSTEMS.get(system or "", other)
     body = backbone.replace("resnet", "ResNet")
     return f"{name} ({body}+FPN){'*' * (blocks - 1)}"
