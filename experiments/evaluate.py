@@ -150,12 +150,15 @@ def short_names(folders: list[str]) -> list[str]:
     Raises:
       ValueError: a folder is listed twice.
     """
-    paths = [pathlib.Path(folder).expanduser().resolve().parts for folder in folders]
+    paths = [pathlib.Path(folder).expanduser().resolve().parts[1:] for folder in folders]
     if len(set(paths)) < len(paths):
         raise ValueError("--compare lists a folder twice")
     names = [parts[-1:] for parts in paths]
-    while len(set(names)) < len(names):
-        names = [parts[-len(name) - 1 :] for parts, name in zip(paths, names, strict=True)]
+    while repeated := {name for name in names if names.count(name) > 1}:
+        names = [
+            parts[-len(name) - 1 :] if name in repeated else name
+            for parts, name in zip(paths, names, strict=True)
+        ]
     return ["/".join(name) for name in names]
 
 
@@ -173,7 +176,7 @@ def compare(folders: list[str], output: pathlib.Path, command: str) -> None:
     for name, folder in zip(short_names(folders), folders, strict=True):
         result = read_evaluation(pathlib.Path(folder))
         if result is None:
-            target = output / name.replace("/", "_")
+            target = output / name
             result = evaluate_checkpoint(folder, target, options(), command)
             print(f"{folder} -> {target / 'report.html'}")
         evaluations.append(side_by_side.Evaluation(name, result))

@@ -112,15 +112,17 @@ def evaluate_checkpoint(
     loading = Loading(options.max_slices, predictor.batch_size, threads, prefetch)
     shown: list[SliceReport] = []
     data: dict[str, Any] = {}
-    for part, source in sources.items():
+    for part, (source, training_slices) in sources.items():
         evaluate = {"seg": _segmentation, "cls": _classification}[part]
         shown += evaluate(source, predictor, evaluator, loading, options)
         chosen = loading.indices(source)
         data[part] = facts.data_facts(source, config.data, part, options.split, chosen)
+        known = info.config is not None and not getattr(options, f"{part}_dir")
+        data[part]["training_slices"] = training_slices if known else None
     result = {
         "format": FORMAT,
         "version": VERSION,
-        **_figures(evaluator, options),
+        **all_figures(evaluator, options),
         "score_threshold": predictor.score_threshold,
         "nms_threshold": predictor.nms_threshold,
         "model": facts.model_facts(model_config, variables, info),
@@ -151,8 +153,8 @@ def _config(
     return config
 
 
-def _sources(config: ml_collections.ConfigDict, options: Options) -> dict[str, Any]:
-    """The splits to evaluate, by part."""
+def _sources(config: ml_collections.ConfigDict, options: Options) -> dict[str, tuple[Any, int]]:
+    """The splits to evaluate, by part, with the number of slices of the training split."""
     data, split = config.data, options.split
     wanted = [part for part in options.parts if part == "seg" or config.model.image_classes]
     if not wanted:
@@ -169,7 +171,10 @@ def _sources(config: ml_collections.ConfigDict, options: Options) -> dict[str, A
         # Slices to train on are not needed here, but what opens data wants two splits.
         data.train_split = data.test_split
     datasets = open_datasets(config)
-    return {part: getattr(datasets, f"{part}_{which}") for part in wanted}
+    return {
+        part: (getattr(datasets, f"{part}_{which}"), len(getattr(datasets, f"{part}_train")))
+        for part in wanted
+    }
 
 
 def _segmentation(
@@ -218,8 +223,18 @@ def _flat(chosen: Mapping[str, Sequence[int]]) -> list[tuple[str, int]]:
     return [(group, index) for group, members in chosen.items() for index in members]
 
 
-def _figures(evaluator: Evaluator, options: Options) -> dict[str, Any]:
-    """Metrics, intervals, calibration and curves."""
+def all_figures(evaluator: Evaluator, options: Options) -> dict[str, Any]:
+    """Metrics, intervals, calibration and curves of an evaluator, as metrics.json holds them.
+
+    Args:
+      evaluator: holds the slices.
+      options: `samples`, `seed` and `unit` are read.
+
+    Returns:
+      The metrics of `Evaluator.metrics`, "intervals" (fields of `Intervals`), and, of what was
+      evaluated, "reliability" (fields of `Reliability` but "ece") and "curves" (kind -> "0.50",
+      "0.75" and "mean" -> precision at recall 0, 0.01, ..., 1).
+    """
     figures = evaluator.metrics()
     if options.samples:
         drawn = intervals(evaluator, options.samples, options.seed, options.unit)

@@ -12,6 +12,7 @@ from ssm_jax.visualize import score_color
 
 _SIDE = 300  # of the plotting area
 _LEFT, _TOP, _RIGHT, _BOTTOM = 46, 12, 14, 44
+_LEFT_ALIGNED = {"preserveAspectRatio": "xMinYMid", "aria_hidden": "true"}
 _TICKS = (0, 0.2, 0.4, 0.6, 0.8, 1)
 
 
@@ -140,7 +141,7 @@ def meter(value: float, low: float, high: float, reference: float | None = None)
         marks.append(_box(200 * reference - 1, 2, 2, 16, "reference"))
     if not np.isnan(value):
         marks.append(element("circle", cx=f"{200 * value:.1f}", cy=10, r=5, class_="dot"))
-    return element("svg", marks, viewBox="-6 0 212 20", class_="meter", aria_hidden="true")
+    return element("svg", marks, viewBox="-6 0 212 20", class_="meter", **_LEFT_ALIGNED)
 
 
 def _counts(found: Reliability) -> Html:

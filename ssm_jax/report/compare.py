@@ -11,7 +11,12 @@ from ssm_jax.report.evaluation import paper_entry
 from ssm_jax.report.html import Html, element, join, table
 from ssm_jax.report.page import Section, number, page
 
-_SPLITS = {"training": "Training", "validation": "Validation", "test": "Test"}
+_SPLITS = {
+    "training": "Training",
+    "validation": "Validation",
+    "test": "Test",
+    "ratio_test_train": "Test/train",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +105,8 @@ def _sizes(evaluations: Sequence[Evaluation]) -> Table:
         model = result["model"]
         trained = [model["trainable_segmentation"], model["trainable_classification"]]
         shown = " / ".join("–" if count is None else _millions(count) for count in trained)
-        counts = [result["data"].get(part, {}).get("slices") for part in ("seg", "cls")]
-        tested = "/".join("-" if count is None else f"{count:,}" for count in counts)
         minutes = number(model["training_minutes"], ".1f")
-        splits = ["–", "–", tested]
+        splits = _split_cells(result["data"])
         rows.append(
             (False, [_name(evaluation), _millions(model["parameters"]), shown, *splits, minutes])
         )
@@ -115,12 +118,28 @@ def _sizes(evaluations: Sequence[Evaluation]) -> Table:
             cells = [printed["total_parameters"], both, *splits, str(printed["training_minutes"])]
             rows.append((True, ["paper", *cells]))
     note = (
-        "Slices as segmentation/classification; ours: those evaluated here. Minutes of training, "
-        "pretraining included, where they were noted. The paper's row is as printed; with three "
-        "blocks the classification step (rule 2) in fact trains 4.03M (ResNet-18) or 9.42M "
-        "(ResNet-34) parameters."
+        "Slices as segmentation/classification; Test: those evaluated here. Trained: parameters "
+        "that either step updates; the paper counts all of them for segmentation. Minutes of "
+        "training, pretraining included, where they were noted. The paper's row is as printed; "
+        "with three blocks the classification step (rule 2) in fact trains 4.03M (ResNet-18) or "
+        "9.42M (ResNet-34) parameters."
     )
     return Table("table-1", "Table 1: sizes and training", head, rows, note)
+
+
+def _split_cells(data: Mapping[str, Any]) -> list[str]:
+    """Slices to train and to test on and their ratio; there is no validation split."""
+
+    def both(name: str) -> list[int | None]:
+        return [data.get(part, {}).get(name) for part in ("seg", "cls")]
+
+    def shown(values: Sequence[float | None], form: str) -> str:
+        texts = ["-" if value is None else format(value, form) for value in values]
+        return "/".join(texts) if set(texts) != {"-"} else "–"
+
+    train, test = both("training_slices"), both("slices")
+    ratios = [b / a if a and b else None for a, b in zip(train, test, strict=True)]
+    return [shown(train, ","), "–", shown(test, ","), shown(ratios, ".2f")]
 
 
 def _segmentation(evaluations: Sequence[Evaluation]) -> Table:
@@ -137,7 +156,7 @@ def _segmentation(evaluations: Sequence[Evaluation]) -> Table:
             rows.append((True, ["paper", *printed, "", "", f"{entry['table2']['rank']} of 12"]))
     note = (
         "AP is the mean over slices of a per-image AP, ranked by its mean over thresholds; the two "
-        "COCO columns are pycocotools' AP. In brackets: 95% bootstrap intervals. The paper's test "
+        "COCO columns are pycocotools' AP. With 95% bootstrap intervals. The paper's test "
         "slices are others than ours, unless Sources says so."
     )
     return Table("table-2", "Table 2: average precision", head, rows, note)
@@ -166,7 +185,7 @@ def _classification(evaluations: Sequence[Evaluation]) -> Table:
             rows.append((True, ["paper", *printed, "", f"{table3['rank']} of 12"]))
     note = (
         "Sensitivity of each class, overall accuracy, and F1 weighted by the classes' shares, by "
-        "which models are ranked. In brackets: 95% bootstrap intervals."
+        "which models are ranked. With 95% bootstrap intervals."
     )
     return Table("table-3", "Table 3: classification", head, rows, note)
 

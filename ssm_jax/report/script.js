@@ -14,7 +14,8 @@
   show();
   const fold = document.getElementById("fold");
   const all = () => [...document.querySelectorAll("details")];
-  if (fold) fold.addEventListener("click", () => {
+  fold.hidden = !all().length;
+  fold.addEventListener("click", () => {
     const open = all().some((details) => !details.open);
     for (const details of all()) details.open = open;
     fold.textContent = open ? "Fold all" : "Unfold all";
