@@ -18,8 +18,6 @@ Examples:
     python -m experiments.evaluate --output_dir=out/all --compare out/demo out/mine runs/third
 """
 
-import datetime
-import json
 import pathlib
 import shlex
 import sys
@@ -120,74 +118,6 @@ def options() -> Any:
     )
 
 
-def read_evaluation(folder: pathlib.Path) -> dict[str, Any] | None:
-    """The metrics.json of an evaluation; None if the folder holds none.
-
-    Raises:
-      ValueError: the file is damaged, or of another version.
-    """
-    from ssm_jax.evaluation.checkpoint import FORMAT, METRICS_FILE, VERSION
-
-    path = folder / METRICS_FILE
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        return None  # a run's working directory has one too
-    if content.get("version") != VERSION:
-        raise ValueError(
-            f"{path} has version {content.get('version')}; this program reads version {VERSION}"
-        )
-    return content
-
-
-def short_names(folders: list[str]) -> list[str]:
-    """The ends of paths, as long as it takes to tell them apart.
-
-    Raises:
-      ValueError: a folder is listed twice.
-    """
-    paths = [pathlib.Path(folder).expanduser().resolve().parts[1:] for folder in folders]
-    if len(set(paths)) < len(paths):
-        raise ValueError("--compare lists a folder twice")
-    names = [parts[-1:] for parts in paths]
-    while repeated := {name for name in names if names.count(name) > 1}:
-        names = [
-            parts[-len(name) - 1 :] if name in repeated else name
-            for parts, name in zip(paths, names, strict=True)
-        ]
-    return ["/".join(name) for name in names]
-
-
-def compare(folders: list[str], output: pathlib.Path, command: str) -> None:
-    """Writes compare.md and compare.html; checkpoints are evaluated into folders beside them.
-
-    Raises:
-      ValueError: a folder is listed twice, or can not be evaluated.
-    """
-    from ssm_jax.evaluation.checkpoint import evaluate_checkpoint
-    from ssm_jax.report import compare as side_by_side
-    from ssm_jax.training.metrics import write_text_atomically
-
-    evaluations = []
-    for name, folder in zip(short_names(folders), folders, strict=True):
-        result = read_evaluation(pathlib.Path(folder))
-        if result is None:
-            target = output / name
-            result = evaluate_checkpoint(folder, target, options(), command)
-            print(f"{folder} -> {target / 'report.html'}")
-        evaluations.append(side_by_side.Evaluation(name, result))
-    output.mkdir(parents=True, exist_ok=True)
-    date = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    write_text_atomically(output / "compare.md", side_by_side.markdown(evaluations))
-    page = side_by_side.html(evaluations, command, date)
-    write_text_atomically(output / "compare.html", page)
-    print(f"{len(evaluations)} models -> {output / 'compare.html'}")
-
-
 def main(argv: list[str]) -> None:
     """The program."""
     common.set_up_logging()
@@ -200,12 +130,14 @@ def main(argv: list[str]) -> None:
     output = pathlib.Path(_OUTPUT_DIR.value)
     from ssm_jax.config import default_config
     from ssm_jax.evaluation.checkpoint import evaluate_checkpoint
+    from ssm_jax.evaluation.comparison import compare
     from ssm_jax.training.evaluate import summary
 
     with common.one_line_errors(ValueError, OSError, KeyboardInterrupt):
         common.use_compilation_cache(_DATA_DIR.value or default_config().data.data_dir)
         if folders:
-            compare(folders, output, command)
+            compare(folders, output, options(), command)
+            print(f"{len(folders)} models -> {output / 'compare.html'}")
             return
         result = evaluate_checkpoint(_CHECKPOINT.value, output, options(), command)
     print(summary(result))

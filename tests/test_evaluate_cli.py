@@ -2,22 +2,19 @@
 
 import json
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from experiments import evaluate
 from ssm_jax.checkpoints import RunCheckpoints, save_model
 from ssm_jax.config import ModelConfig
 from ssm_jax.data import open_datasets
-from ssm_jax.evaluation import checkpoint as program
-from ssm_jax.evaluation import coco, per_image_ap, rle
-from ssm_jax.evaluation.checkpoint import Options, evaluate_checkpoint
+from ssm_jax.evaluation import coco, comparison, per_image_ap, rle
+from ssm_jax.evaluation.checkpoint import FORMAT, Options, evaluate_checkpoint
 from ssm_jax.evaluation.patients import classification_patient
 from ssm_jax.predictor import Predictor
 from ssm_jax.training.state import TrainState
@@ -25,6 +22,8 @@ from tests.data_tools import cls_folder, lesion_mask, noise, save, seg_folder
 from tests.fake_predictions import box_of
 from tests.test_report import SECTIONS, assert_self_contained
 from tests.tiny import get_config, random_variables
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -197,69 +196,74 @@ def test_imported_weights_and_a_folder_with_nothing_but_the_split(run, folders, 
         )
 
 
-def call(*arguments):
-    """The program, as from a shell, in this process; returns its exit message or 0."""
-    argv = ["evaluate", *map(str, arguments)]
-    values = flags.FLAGS(["evaluate", "--output_dir=x"])
-    assert values
-    with flagsaver.flagsaver():
-        flags.FLAGS.unparse_flags()
-        rest = flags.FLAGS(argv)
-        try:
-            evaluate.main(rest)
-        except SystemExit as end:
-            return end.code
-    return 0
-
-
-@pytest.fixture
-def plain_cache(monkeypatch):
-    """Leaves JAX's compilation cache as it is for the other tests of this process."""
-    monkeypatch.setattr(evaluate.common, "use_compilation_cache", lambda folder: None)
-
-
-def test_the_command_line_and_a_comparison(
-    run, evaluated, folders, tmp_path, capsys, monkeypatch, plain_cache
-):
-    workdir = run[0]
-    arguments = ["--part=classification", "--bootstrap_samples=20", "--overlays=1", "--seed=3"]
-    monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
-    assert call(f"--checkpoint={workdir}", f"--output_dir={tmp_path / 'one'}", *arguments) == 0
-    shown = capsys.readouterr().out
-    assert "accuracy" in shown
-    assert str(tmp_path / "one" / "report.html") in shown
-    result = content(tmp_path / "one", "metrics.json")
-    assert (result["intervals"]["samples"], result["intervals"]["seed"]) == (20, 3)
-    expected = "python -m experiments.evaluate --part=classification --bootstrap_samples=20"
-    assert result["run"]["command"].startswith(expected)
-    # An evaluation, and a checkpoint that has none yet.
-    output = tmp_path / "all"
-    assert call(f"--output_dir={output}", *arguments, "--compare", evaluated[0], workdir) == 0
-    text = (output / "compare.md").read_text(encoding="utf-8")
+def test_a_comparison(run, evaluated, tmp_path):
+    """Of an evaluation, and of a checkpoint that has none yet."""
+    options = Options(parts=("cls",), samples=20, overlays=1)
+    comparison.compare([str(evaluated[0]), str(run[0])], tmp_path, options, "command")
+    text = (tmp_path / "compare.md").read_text(encoding="utf-8")
     assert "SSMˢ (ResNet18+FPN)\\*, er " in text
     assert "SSMˢ (ResNet18+FPN)\\*, first " in text
     assert text.count("| *paper* | *0.5095* | *0.3927* | *0.3923* |") == 2
-    assert content(output / "first", "metrics.json")["cls_slices"] == 3
-    assert_self_contained((output / "compare.html").read_text(encoding="utf-8"))
+    assert "| 3/3 | – | 5/3 | 1.67/1.00 | 1.5 |" in text
+    assert content(tmp_path / "first", "metrics.json")["intervals"]["samples"] == 20
+    page = assert_self_contained((tmp_path / "compare.html").read_text(encoding="utf-8"))
+    assert "command" in page.text
 
 
-def test_mistakes_are_one_line(run, evaluated, tmp_path, plain_cache):
-    nowhere = call(f"--checkpoint={tmp_path / 'nowhere'}", f"--output_dir={tmp_path / 'out'}")
-    assert "no checkpoint at" in nowhere
-    assert "\n" not in nowhere
-    twice = call(f"--output_dir={tmp_path}", "--compare", evaluated[0], evaluated[0])
-    assert twice == "error: --compare lists a folder twice"
-    (tmp_path / "old").mkdir()
-    path = tmp_path / "old" / "metrics.json"
-    path.write_text(json.dumps({"format": program.FORMAT, "version": 99}))
-    assert "version 99" in call(f"--output_dir={tmp_path}", "--compare", tmp_path / "old")
+def test_evaluations_that_can_not_be_read(tmp_path):
+    path = tmp_path / "metrics.json"
+    assert comparison.read_evaluation(tmp_path) is None
+    path.write_text('{"step": 3}')
+    assert comparison.read_evaluation(tmp_path) is None
+    path.write_text(json.dumps({"format": FORMAT, "version": 99}))
+    with pytest.raises(ValueError, match="version 99; this program reads version 1"):
+        comparison.read_evaluation(tmp_path)
     path.write_text("{")
-    assert "is damaged" in call(f"--output_dir={tmp_path}", "--compare", tmp_path / "old")
+    with pytest.raises(ValueError, match=r"metrics\.json is damaged"):
+        comparison.read_evaluation(tmp_path)
+    with pytest.raises(ValueError, match="lists a folder twice"):
+        comparison.compare([str(tmp_path), f"{tmp_path}/."], tmp_path / "out", Options())
 
 
 def test_names_tell_folders_apart():
-    names = evaluate.short_names(["/a/one/x", "/b/one/x", "/c/y"])
-    assert names == ["a/one/x", "b/one/x", "y"]
-    assert evaluate.short_names(["/a/x", "/x"]) == ["a/x", "x"]
+    assert comparison.names_of(["/a/one/x", "/b/one/x", "/c/y"]) == ["a/one/x", "b/one/x", "y"]
+    assert comparison.names_of(["/a/x", "/x"]) == ["a/x", "x"]
     here = pathlib.Path.cwd()
-    assert evaluate.short_names([".", str(here / "x")]) == [here.name, "x"]
+    assert comparison.names_of([".", str(here / "x")]) == [here.name, "x"]
+
+
+def run_program(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.evaluate", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_line(run, evaluated, tmp_path):
+    output = tmp_path / "one"
+    flags = ("--part=classification", "--bootstrap_samples=20", "--overlays=0", "--seed=3")
+    done = run_program(f"--checkpoint={run[0]}", f"--output_dir={output}", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout
+    assert str(output / "report.html") in done.stdout
+    result = content(output, "metrics.json")
+    assert (result["intervals"]["samples"], result["intervals"]["seed"]) == (20, 3)
+    command = f"python -m experiments.evaluate --checkpoint={run[0]} --output_dir={output}"
+    assert result["run"]["command"].startswith(command)
+    done = run_program(f"--output_dir={tmp_path / 'all'}", "--compare", evaluated[0], output)
+    assert done.returncode == 0, done.stderr
+    assert "2 models" in done.stdout
+    assert (tmp_path / "all" / "compare.md").is_file()
+
+
+def test_mistakes_are_one_line(tmp_path):
+    done = run_program(f"--checkpoint={tmp_path / 'nowhere'}", f"--output_dir={tmp_path / 'out'}")
+    assert done.returncode == 1
+    assert "no checkpoint at" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    done = run_program(f"--output_dir={tmp_path / 'out'}")
+    assert "give either --checkpoint or --compare" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
