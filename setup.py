@@ -17,6 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ssm_jax*", "experiments*", "configs*"]),
+    package_data={"ssm_jax.report": ["*.css", "*.js", "*.json"]},
     install_requires=[
         "absl-py>=2.1,<3",
         "array-record>=0.5,<1",
@@ -42,6 +43,7 @@ setup(
         "test": [
             "hypothesis>=6.100,<7",
             "matplotlib>=3.9,<4",
+            "playwright>=1.50,<2",  # drives a Chromium that is installed; without one tests skip
             "pytest>=8.3,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.15,<0.18",

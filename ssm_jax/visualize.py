@@ -33,6 +33,7 @@ _WRONG = (255, 107, 107)
 _TRUTH = (80, 235, 120)
 _PREDICTED = ((255, 176, 46), (66, 186, 255), (255, 96, 152), (178, 140, 255), (255, 236, 92))
 _MASK_OPACITY = 0.42
+_SCORES = ((72, 118, 255), (56, 200, 230), (250, 215, 70), (255, 72, 60))
 
 Color = tuple[int, int, int]
 
@@ -66,19 +67,10 @@ def overlay(
       ValueError: an image that is not uint8 [H, W] or [H, W, 3]; truth or prediction of another
         size; another number of class names than probabilities.
     """
-    image = np.asarray(image)
-    _check(image, prediction, truth_instances, true_label, class_names)
-    scale = PANEL / max(image.shape[:2])
-    base = _resized(image, scale)
-    panels = [(title or "Slice", base)]
-    if truth_instances is not None:
-        truth_instances = np.asarray(truth_instances)
-        objects = [truth_instances == k for k in np.unique(truth_instances) if k > 0]
-        panels.append((f"Truth: {_lesions(len(objects))}", _truth_panel(base, objects)))
-    found = _lesions(len(prediction.scores))
-    panels.append((f"Prediction: {found}", _prediction_panel(base, prediction, scale)))
-
-    width, height = base.size
+    _check(np.asarray(image), prediction, truth_instances, true_label, class_names)
+    panels = slice_panels(image, prediction, truth_instances)
+    panels[0] = (title or panels[0][0], panels[0][1])
+    width, height = panels[0][1].size
     canvas_size = (
         max(len(panels) * (width + _GAP) + _GAP, 2 * PANEL),
         _HEADER + height + _CAPTION + _LEGEND,
@@ -92,6 +84,64 @@ def overlay(
     _draw_classes(draw, _HEADER + height + 12, canvas.width, prediction, true_label, class_names)
     _draw_legend(draw, canvas.height - _LEGEND, prediction, truth_instances is not None)
     return canvas
+
+
+def slice_panels(
+    image: np.ndarray, prediction: Prediction, truth_instances: np.ndarray | None = None
+) -> list[tuple[str, Image.Image]]:
+    """The panels of `overlay` by themselves.
+
+    Args:
+      image: uint8 [H, W] or [H, W, 3].
+      prediction: in pixels of this image.
+      truth_instances: uint8 [H, W], 0 background, k + 1 = object k; or None.
+
+    Returns:
+      (caption, RGB picture): the slice, its true lesions (where given), and the predicted ones.
+    """
+    image = np.asarray(image)
+    scale = PANEL / max(image.shape[:2])
+    base = _resized(image, scale)
+    panels = [("Slice", base)]
+    if truth_instances is not None:
+        truth_instances = np.asarray(truth_instances)
+        objects = [truth_instances == k for k in np.unique(truth_instances) if k > 0]
+        panels.append((f"Truth: {_lesions(len(objects))}", _truth_panel(base, objects)))
+    found = _lesions(len(prediction.scores))
+    panels.append((f"Prediction: {found}", _prediction_panel(base, prediction, scale)))
+    return panels
+
+
+def roi_batch_panel(image: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> Image.Image:
+    """Draws the boxes that module S reads, from blue (score 0) to red (1), the best on top.
+
+    Args:
+      image: uint8 [H, W] or [H, W, 3].
+      boxes: [S, 4] XYXY, pixels of this image.
+      scores: float [S] in [0, 1].
+
+    Returns:
+      An RGB picture whose longer side has `PANEL` pixels; the slice is darkened.
+    """
+    image = np.asarray(image)
+    scale = PANEL / max(image.shape[:2])
+    base = np.asarray(_resized(image, scale))
+    panel = Image.fromarray((base * 0.55).astype(np.uint8))
+    draw = ImageDraw.Draw(panel)
+    for k in np.argsort(scores, kind="stable"):
+        x1, y1, x2, y2 = (float(v) * scale for v in boxes[k])
+        corners = (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1))
+        draw.rectangle(corners, outline=score_color(float(scores[k])))
+    return panel
+
+
+def score_color(score: float) -> Color:
+    """Blue, cyan, yellow, red: the color of a score from 0 to 1."""
+    position = min(max(score, 0.0), 1.0) * (len(_SCORES) - 1)
+    low = min(int(position), len(_SCORES) - 2)
+    share = position - low
+    mixed = [(1 - share) * a + share * b for a, b in zip(*_SCORES[low : low + 2], strict=True)]
+    return round(mixed[0]), round(mixed[1]), round(mixed[2])
 
 
 def contour(mask: np.ndarray, thickness: int = 1) -> np.ndarray:

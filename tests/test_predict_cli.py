@@ -211,7 +211,7 @@ def test_import_reports_wrong_weights_without_a_traceback(tmp_path):
 
 
 def test_help_shows_examples():
-    for program in ("main", "predict", "import_reference", "export_reference"):
+    for program in ("main", "predict", "evaluate", "import_reference", "export_reference"):
         done = run(program, "--help")
         assert f"python -m experiments.{program} --" in done.stdout
         assert "Traceback" not in done.stderr

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,8 +11,10 @@ import ssm_jax
 from ssm_jax.checkpoints import save_model
 from ssm_jax.config import ModelConfig
 from ssm_jax.evaluation import rle
-from ssm_jax.models.inference import make_predict_fn
+from ssm_jax.models.inference import make_predict_fn, read_rois
+from ssm_jax.models.rpn import Proposals
 from ssm_jax.ops.masks import paste_mask
+from ssm_jax.ops.roi_batch import RoIBatch
 from ssm_jax.predictor import prepare
 from ssm_jax.preprocessing import resize_bilinear
 from tests.tiny import get_config, random_variables
@@ -68,6 +71,51 @@ def test_prediction_in_the_pixels_of_the_slice(model, predictor):
         pasted = paste_mask(grid, box, height, width)
         wrong = (rle.decode(mask) != (pasted > 0.5)) & (abs(pasted - 0.5) > 1e-3)
         assert not wrong.any()
+
+
+def test_the_roi_batch_is_what_module_s_read(model, predictor):
+    config, variables = model
+    image = slice_of(90, 41)
+    curious = ssm_jax.Predictor(config, variables, score_threshold=0.05, roi_batch=True)
+    prediction, plain = curious(image), predictor(image)
+    assert_equal(prediction, plain)
+    assert plain.roi_batch is None
+    read = prediction.roi_batch
+    size = config.selection_size
+    assert (read.rows.shape, read.boxes.shape) == ((size, 5), (size, 4))
+    layers, x = variables["params"]["module_s"], read.rows.ravel()
+    for name in ("fc1", "fc2"):
+        x = np.maximum(x @ layers[name]["kernel"] + layers[name]["bias"], 0)
+    logits = x @ layers["logits"]["kernel"] + layers["logits"]["bias"]
+    np.testing.assert_allclose(logits, prediction.class_logits, rtol=1e-3, atol=1e-3)
+    assert (np.diff(read.rows[:, 0]) <= 0).all()
+    assert 1 <= read.count <= size
+    assert len(np.unique(np.column_stack([read.rows, read.boxes]), axis=0)) == read.count
+    assert (read.boxes >= 0).all()
+    assert (read.boxes <= [41, 90, 41, 90]).all()
+    assert (read.boxes[:, 2:] > read.boxes[:, :2]).all()
+    assert read.boxes[:, 3].max() > 60  # in pixels of the slice, not of the resized one
+
+
+def test_rows_are_decoded_against_their_proposals():
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 40, (2, 6, 2))
+    references = np.concatenate([corners, corners + rng.uniform(2, 20, (2, 6, 2))], axis=-1)
+    rows = rng.normal(0, 1, (2, 4, 5)).astype(np.float32)
+    indices = np.array([[5, 0, 0, 3], [1, 2, 3, 4]], np.int32)
+    sizes = np.array([[50, 60], [40, 64]], np.int32)
+    proposals = Proposals(jnp.asarray(references, jnp.float32), None, None)
+    selection = RoIBatch(jnp.asarray(rows), jnp.asarray(indices), jnp.array([3, 0]))
+    read = read_rois(selection, proposals, jnp.asarray(sizes))
+    for k in range(4):
+        x1, y1, x2, y2 = references[0, indices[0, k]]
+        _, tx, ty, tw, th = rows[0, k]
+        x, y = (x1 + x2) / 2 + tx / 10 * (x2 - x1), (y1 + y2) / 2 + ty / 10 * (y2 - y1)
+        w, h = (x2 - x1) * np.exp(tw / 5), (y2 - y1) * np.exp(th / 5)
+        box = np.clip([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 0, [60, 50, 60, 50])
+        np.testing.assert_allclose(read.boxes[0, k], box, rtol=1e-4, atol=1e-3)
+    assert not np.any(read.boxes[1])  # no box survived
+    np.testing.assert_array_equal(read.rows, rows)
 
 
 def test_grey_rgb_and_float_slices_are_the_same(predictor):

@@ -153,6 +153,13 @@ def make_train_iterator(
     return iter(grain.MapDataset.source(batches).to_iter_dataset(options))
 
 
+def spread(count: int, limit: int) -> list[int]:
+    """Indices below `count`: all, or `limit` of them, evenly spread, if it is above 0 and below."""
+    if 0 < limit < count:
+        return [k * count // limit for k in range(limit)]
+    return list(range(count))
+
+
 def iterate_slices(
     source: Sequence[T], limit: int = 0, threads: int = 2, ahead: int = 8
 ) -> Iterator[T]:
@@ -163,10 +170,7 @@ def iterate_slices(
       limit: examples at most, spread evenly over the split; 0: all.
       threads: decoding threads. ahead: examples decoded before they are asked for.
     """
-    count = len(source)
-    indices = range(count)
-    if 0 < limit < count:
-        indices = [k * count // limit for k in range(limit)]
+    indices = spread(len(source), limit)
     with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
         waiting: collections.deque = collections.deque()
         for index in indices:

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 
 from ssm_jax.evaluation import bootstrap, classification, coco, coco_resampling, per_image_ap
-from ssm_jax.evaluation import patients as patient_names
 from ssm_jax.evaluation.evaluator import Evaluator
+from ssm_jax.evaluation.patients import PATIENT_OF, clusters
 
 UNITS = ("patients", "slices")
 
@@ -61,14 +61,15 @@ def intervals(
     resampled: dict[str, np.ndarray] = {}
     units: dict[str, dict[str, object]] = {}
     parts = {
-        "seg": (evaluator.seg_files, patient_names.segmentation_patient, _segmentation),
-        "cls": (evaluator.cls_files, patient_names.classification_patient, _classification),
+        "seg": (evaluator.seg_files, _segmentation),
+        "cls": (evaluator.cls_files, _classification),
     }
-    for part, (files, patient_of, figures) in parts.items():
+    for part, (files, figures) in parts.items():
         if not files:
             continue
+        patient_of = PATIENT_OF[part]
         named = [patient_of(file) if unit == "patients" else None for file in files]
-        numbers, known = patient_names.clusters(named)
+        numbers, known = clusters(named)
         count = int(numbers.max()) + 1
         units[part] = {"kind": "patients" if known else "slices", "count": count}
         found = figures(evaluator, numbers, bootstrap.draw(count, samples, seed))

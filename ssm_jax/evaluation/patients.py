@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -25,6 +25,13 @@ def segmentation_patient(file: str) -> str | None:
     """The scan of `<scan>_<slice>.jpg`, which stands for its patient; None for other names."""
     match = _SCAN_NAME.fullmatch(pathlib.PurePath(file).stem)
     return match[1] if match else None
+
+
+# By part of the data.
+PATIENT_OF: Mapping[str, Callable[[str], str | None]] = {
+    "seg": segmentation_patient,
+    "cls": classification_patient,
+}
 
 
 def clusters(patients: Sequence[str | None]) -> tuple[np.ndarray, bool]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from ssm_jax.data import iterate_slices
+from ssm_jax.data.batches import iterate_slices, spread
 from ssm_jax.evaluation.evaluator import Evaluator
 from ssm_jax.predictor import Prediction, Predictor, softmax
 
@@ -39,7 +39,11 @@ class Loading:
 
     def count(self, source: Sequence) -> int:
         """How many slices of a split are read."""
-        return min(len(source), self.max_slices) if self.max_slices else len(source)
+        return len(self.indices(source))
+
+    def indices(self, source: Sequence) -> list[int]:
+        """Which slices of a split are read, in order."""
+        return spread(len(source), self.max_slices)
 
 
 @dataclasses.dataclass(frozen=True)

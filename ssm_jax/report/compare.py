@@ -1,0 +1,267 @@
+"""Several evaluations side by side: Tables 1 to 3 of the paper, beside the paper's own numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ssm_jax.report import paper
+from ssm_jax.report.evaluation import paper_entry
+from ssm_jax.report.html import Html, element, join, table
+from ssm_jax.report.page import Section, number, page
+
+_SPLITS = {
+    "training": "Training",
+    "validation": "Validation",
+    "test": "Test",
+    "ratio_test_train": "Test/train",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """An evaluation under a name that tells it from the others.
+
+    name: such as the folder it came from. result: content of its metrics.json.
+    """
+
+    name: str
+    result: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of text.
+
+    Attributes:
+      id: such as "table-2".
+      title: as a heading.
+      head: names of the columns.
+      rows: (whether the paper's, cells) in order.
+      note: below it.
+    """
+
+    id: str
+    title: str
+    head: Sequence[str]
+    rows: Sequence[tuple[bool, Sequence[str]]]
+    note: str
+
+
+def tables(evaluations: Sequence[Evaluation]) -> list[Table]:
+    """Tables 1 to 3: after each model the paper's row of the same system, if there is one.
+
+    Args:
+      evaluations: in the order of the rows.
+    """
+    return [_sizes(evaluations), _segmentation(evaluations), _classification(evaluations)]
+
+
+def markdown(evaluations: Sequence[Evaluation]) -> str:
+    """The tables in Markdown."""
+    parts = ["# Models side by side", "", f"Paper: {paper.results()['source']}."]
+    for item in tables(evaluations):
+        head = [_cell(name) for name in item.head]
+        rule = ["---", *["---:"] * (len(head) - 1)]
+        parts += ["", f"## {item.title}", ""]
+        parts += [_line(head), _line(rule)]
+        for of_paper, cells in item.rows:
+            shown = [_cell(text) for text in cells]
+            parts.append(
+                _line([f"*{text}*" if text else "" for text in shown] if of_paper else shown)
+            )
+        parts += ["", item.note]
+    parts += ["", *(f"- {_cell(line)}" for line in _sources(evaluations)), ""]
+    return "\n".join(parts)
+
+
+def html(evaluations: Sequence[Evaluation], command: str, date: str) -> str:
+    """The tables as a self-contained page.
+
+    Args:
+      evaluations: in the order of the rows.
+      command: the command line.
+      date: of the comparison.
+    """
+    sections = [
+        Section(item.id, item.title, join(_html_table(item), element("p", item.note)))
+        for item in tables(evaluations)
+    ]
+    listed = element("ul", [element("li", line) for line in _sources(evaluations)])
+    made = element("p", "Command: ", element("code", command))
+    source = element("p", f"Paper: {paper.results()['source']}")
+    sections.append(Section("sources", "Sources", join(source, listed, made)))
+    lead = ", ".join(evaluation.name for evaluation in evaluations)
+    return page("Models side by side", lead, sections, f"Made by ssm_jax on {date}.")
+
+
+def _sizes(evaluations: Sequence[Evaluation]) -> Table:
+    head = ["Model", "Parameters", "Trained: seg / cls", *_SPLITS.values(), "Minutes"]
+    facts = paper.results()["tables"]["table1"]
+    rows: list[tuple[bool, Sequence[str]]] = []
+    for evaluation in evaluations:
+        result = evaluation.result
+        model = result["model"]
+        trained = [model["trainable_segmentation"], model["trainable_classification"]]
+        shown = " / ".join("–" if count is None else _millions(count) for count in trained)
+        minutes = number(model["training_minutes"], ".1f")
+        splits = _split_cells(result["data"])
+        rows.append(
+            (False, [_name(evaluation), _millions(model["parameters"]), shown, *splits, minutes])
+        )
+        entry = paper_entry(model)
+        if entry:
+            printed = entry["table1"]
+            both = f"{printed['trainable_segmentation']} / {printed['trainable_classification']}"
+            splits = [facts["split"][name] for name in _SPLITS]
+            cells = [printed["total_parameters"], both, *splits, str(printed["training_minutes"])]
+            rows.append((True, ["paper", *cells]))
+    note = (
+        "Slices as segmentation/classification; Test: those evaluated here. Trained: parameters "
+        "that either step updates; the paper counts all of them for segmentation. Minutes of "
+        "training, pretraining included, where they were noted. The paper's row is as printed; "
+        "with three blocks the classification step (rule 2) in fact trains 4.03M (ResNet-18) or "
+        "9.42M (ResNet-34) parameters."
+    )
+    return Table("table-1", "Table 1: sizes and training", head, rows, note)
+
+
+def _split_cells(data: Mapping[str, Any]) -> list[str]:
+    """Slices to train and to test on and their ratio; there is no validation split."""
+
+    def both(name: str) -> list[int | None]:
+        return [data.get(part, {}).get(name) for part in ("seg", "cls")]
+
+    def shown(values: Sequence[float | None], form: str) -> str:
+        texts = ["-" if value is None else format(value, form) for value in values]
+        return "/".join(texts) if set(texts) != {"-"} else "–"
+
+    train, test = both("training_slices"), both("slices")
+    ratios = [b / a if a and b else None for a, b in zip(train, test, strict=True)]
+    return [shown(train, ","), "–", shown(test, ","), shown(ratios, ".2f")]
+
+
+def _segmentation(evaluations: Sequence[Evaluation]) -> Table:
+    names = {"ap50": "AP@0.5", "ap75": "AP@0.75", "ap": "AP@[0.5:0.95]"}
+    ranks = _ranks(evaluations, "ap")
+    head = ["Model", *names.values(), "COCO AP, masks", "COCO AP, boxes", "Rank"]
+    rows: list[tuple[bool, Sequence[str]]] = []
+    for evaluation, rank in zip(evaluations, ranks, strict=True):
+        cells = [_figure(evaluation, n) for n in (*names, "coco_segm_AP", "coco_bbox_AP")]
+        rows.append((False, [_name(evaluation), *cells, rank]))
+        entry = paper_entry(evaluation.result["model"])
+        if entry:
+            printed = [f"{entry['table2'][n]:.4f}" for n in names]
+            rows.append((True, ["paper", *printed, "", "", f"{entry['table2']['rank']} of 12"]))
+    note = (
+        "AP is the mean over slices of a per-image AP, ranked by its mean over thresholds; the two "
+        "COCO columns are pycocotools' AP. With 95% bootstrap intervals. The paper's test "
+        "slices are others than ours, unless Sources says so."
+    )
+    return Table("table-2", "Table 2: average precision", head, rows, note)
+
+
+def _classification(evaluations: Sequence[Evaluation]) -> Table:
+    names = {
+        "sensitivity_covid": "COVID-19",
+        "sensitivity_cp": "CP",
+        "sensitivity_normal": "Normal",
+        "accuracy": "Overall",
+        "f1_weighted": "F1 score",
+    }
+    ranks = _ranks(evaluations, "f1_weighted")
+    head = ["Model", *names.values(), "F1, macro", "Rank"]
+    rows: list[tuple[bool, Sequence[str]]] = []
+    for evaluation, rank in zip(evaluations, ranks, strict=True):
+        cells = [_figure(evaluation, n) for n in (*names, "f1_macro")]
+        rows.append((False, [_name(evaluation), *cells, rank]))
+        entry = paper_entry(evaluation.result["model"])
+        if entry:
+            table3 = entry["table3"]
+            printed = [
+                f"{table3[n]:.2f}%" if n in paper.PERCENT else f"{table3[n]:.4f}" for n in names
+            ]
+            rows.append((True, ["paper", *printed, "", f"{table3['rank']} of 12"]))
+    note = (
+        "Sensitivity of each class, overall accuracy, and F1 weighted by the classes' shares, by "
+        "which models are ranked. With 95% bootstrap intervals."
+    )
+    return Table("table-3", "Table 3: classification", head, rows, note)
+
+
+def _figure(evaluation: Evaluation, name: str) -> str:
+    """A figure with its interval in brackets."""
+    value = evaluation.result.get(name)
+    if value is None:
+        return "–"
+    form = ".2%" if name in paper.PERCENT else ".4f"
+    low, high = evaluation.result["intervals"]["figures"].get(name) or (None, None)
+    if low is None or high is None:
+        return format(value, form)
+    return f"{value:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def _ranks(evaluations: Sequence[Evaluation], name: str) -> list[str]:
+    """Places by a figure, the largest first; models without it have none."""
+    values = [evaluation.result.get(name) for evaluation in evaluations]
+    known = [value for value in values if value is not None]
+    return ["–" if v is None else str(1 + sum(other > v for other in known)) for v in values]
+
+
+def _sources(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What each evaluation was made from."""
+    lines = []
+    for evaluation in evaluations:
+        result = evaluation.result
+        data = [
+            f"{d['slices']:,} {name} slices of {d['source']} ({d['split']})"
+            for name, d in (
+                ("segmentation", result["data"].get("seg")),
+                ("classification", result["data"].get("cls")),
+            )
+            if d
+        ]
+        threshold = f"score threshold {result['score_threshold']:g}"
+        model, run = result["model"], result["run"]
+        origin = f"{model['checkpoint']}, step {model['step']:,}"
+        lines.append(f"{evaluation.name}: {origin}; {'; '.join(data)}; {threshold}; {run['date']}")
+    return lines
+
+
+def _name(evaluation: Evaluation) -> str:
+    return f"{evaluation.result['model']['name']}, {evaluation.name}"
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.2f}M"
+
+
+def _html_table(item: Table) -> Html:
+    body = []
+    for of_paper, cells in item.rows:
+        if of_paper:
+            first = element("th", cells[0], scope="row", class_="paper")
+            body.append([first, *(element("td", text, class_="paper") for text in cells[1:])])
+        else:
+            body.append([cells[0], *(_split_interval(text) for text in cells[1:])])
+    return table(list(item.head), body)
+
+
+def _split_interval(text: str) -> Html:
+    """A figure with its interval on a line of its own."""
+    value, bracket, rest = text.partition(" [")
+    if not bracket:
+        return join(text)
+    return join(value, element("small", rest.rstrip("]").replace(", ", " – ")))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str) -> str:
+    """Text that Markdown takes as it is, in a table or outside."""
+    for character in "\\`*_{}[]<>|#":
+        text = text.replace(character, f"\\{character}")
+    return " ".join(text.split())
