@@ -27,6 +27,7 @@ setup(
         "importlib-resources>=5,<8",
         "jax>=0.7,<0.12",
         "ml-collections>=1.0,<2",
+        "ml-dtypes>=0.5,<1",
         "numpy>=2.0,<3",
         "optax>=0.2.4,<0.3",
         "orbax-checkpoint>=0.12,<0.13",

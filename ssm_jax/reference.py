@@ -194,20 +194,28 @@ def _converted(
     flat = {}
     for name, (path, to_ours, _) in table.items():
         if name in counts:
-            value = state_dict[name] if name in names else 0
-            flat[path] = np.asarray(value, np.int32).reshape(())
+            value = np.asarray(state_dict[name] if name in names else 0)
+            if value.size != 1:
+                problems.append(f"shape: {name} is {value.shape}, the model has ()")
+            elif not np.isfinite(value).all():
+                problems.append(f"not finite: {name}")
+            else:
+                flat[path] = value.astype(np.int32).reshape(())
         elif name in names:
-            array = np.asarray(state_dict[name], np.float32)
+            array = np.asarray(state_dict[name])
             if array.shape != shapes[name]:
                 problems.append(f"shape: {name} is {array.shape}, the model has {shapes[name]}")
-            elif not np.isfinite(array).all():
+                continue
+            array = array.astype(np.float32, copy=False)
+            if not np.isfinite(array).all():
                 problems.append(f"not finite: {name}")
             else:
                 flat[path] = np.ascontiguousarray(to_ours(array))
     if problems:
-        shown = "\n  ".join(problems[:20])
+        start = " " if len(problems) == 1 else "\n  "
+        shown = start + "\n  ".join(problems[:20])
         more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(f"these are not {what}:\n  {shown}{more}")
+        raise ValueError(f"these are not {what}:{shown}{more}")
     return traverse_util.unflatten_dict(flat)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from ssm_jax import reference
+from ssm_jax import reference, torch_file
 from ssm_jax.config import ModelConfig
 from ssm_jax.models import inference, ssm
 from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS, BoxOutputs
@@ -19,7 +19,9 @@ from tests.shared import REFERENCE, needs_reference
 pytestmark = needs_reference
 
 CONFIG = ModelConfig()
+TWO_BLOCKS = ModelConfig(blocks=2)
 SLICES = ("2_015", "2_2_1_0030", "4_020")
+RECORDINGS = {**dict.fromkeys(SLICES, CONFIG), "r18_2_2_015": TWO_BLOCKS}
 SIZES = jnp.array([[512, 512]])
 TOLERANCE = 1e-4  # of a tensor's largest magnitude
 
@@ -28,20 +30,38 @@ def relative_error(ours, recorded):
     return np.abs(np.asarray(ours) - recorded).max() / np.abs(recorded).max()
 
 
-@pytest.fixture(scope="module")
-def variables():
+@functools.cache
+def variables_of(config):
+    if config == TWO_BLOCKS:
+        checkpoint = torch_file.read(REFERENCE / "model_r18_2_legacy.pth")
+        return reference.to_variables(checkpoint["model_weights"], config)
     with np.load(REFERENCE / "weights_r18_3.npz") as weights:
-        return reference.to_variables(weights, CONFIG)
+        return reference.to_variables(weights, config)
 
 
-@pytest.fixture(scope="module", params=SLICES)
-def recorded(request):
-    return dict(np.load(REFERENCE / f"eval_{request.param}.npz"))
+@pytest.fixture(scope="module", params=RECORDINGS)
+def recording(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def config(recording):
+    return RECORDINGS[recording]
+
+
+@pytest.fixture(scope="module")
+def variables(config):
+    return variables_of(config)
+
+
+@pytest.fixture(scope="module")
+def recorded(recording):
+    return dict(np.load(REFERENCE / f"eval_{recording}.npz"))
 
 
 @functools.cache
-def jitted(method):
-    return jax.jit(functools.partial(ssm.stage, CONFIG, method=method), static_argnames="train")
+def jitted(config, method):
+    return jax.jit(functools.partial(ssm.stage, config, method=method), static_argnames="train")
 
 
 def features_of(recorded):
@@ -61,49 +81,57 @@ def assert_same_ranking(ours, theirs, our_scores, their_scores, tolerance=1e-3):
         assert np.abs(theirs[near] - ours[row]).max(axis=1).min() <= tolerance, row
 
 
-def test_features(variables, recorded):
+def test_features(config, variables, recorded):
     image = jnp.asarray(recorded["image"])[None, ..., None]
-    ours = jitted("extract")(variables, images=image, image_sizes=SIZES, train=False)
+    ours = jitted(config, "extract")(variables, images=image, image_sizes=SIZES, train=False)
     assert relative_error(ours[0].transpose(2, 0, 1), recorded["features"]) <= TOLERANCE
 
 
-def test_rpn_head(variables, recorded):
-    objectness, deltas = jitted("score_anchors")(variables, features=features_of(recorded))
-    objectness = objectness.reshape(32, 32, -1).transpose(2, 0, 1)
-    deltas = deltas.reshape(32, 32, -1).transpose(2, 0, 1)
+def test_rpn_head(config, variables, recorded):
+    score_anchors = jitted(config, "score_anchors")
+    objectness, deltas = score_anchors(variables, features=features_of(recorded))
+    size = recorded["features"].shape[1:]
+    objectness = objectness.reshape(*size, -1).transpose(2, 0, 1)
+    deltas = deltas.reshape(*size, -1).transpose(2, 0, 1)
     assert relative_error(objectness, recorded["rpn_objectness"]) <= TOLERANCE
     assert relative_error(deltas, recorded["rpn_deltas"]) <= TOLERANCE
 
 
-def test_proposals(recorded):
+def test_proposals(config, recorded):
     objectness = jnp.asarray(recorded["rpn_objectness"]).transpose(1, 2, 0).reshape(1, -1)
     deltas = jnp.asarray(recorded["rpn_deltas"]).transpose(1, 2, 0).reshape(1, -1, 4)
-    anchors = ssm.anchors_for(CONFIG, (32, 32))
-    ours = jax.jit(functools.partial(propose, CONFIG))(objectness, deltas, anchors, SIZES)
-    assert ours.valid.all()
+    anchors = ssm.anchors_for(config, recorded["features"].shape[1:])
+    ours = jax.jit(functools.partial(propose, config))(objectness, deltas, anchors, SIZES)
+    count = len(recorded["proposals"])
+    assert ours.valid[0, :count].all()
+    assert ours.valid.sum() == count
     assert_same_ranking(
-        np.asarray(ours.boxes[0]),
+        np.asarray(ours.boxes[0, :count]),
         recorded["proposals"],
-        np.asarray(ours.logits[0]),
+        np.asarray(ours.logits[0, :count]),
         recorded["proposal_logits"],
     )
 
 
-def test_roi_align(recorded):
+def test_roi_align(config, recorded):
     boxes = jnp.asarray(recorded["proposals"])[None, :16]
-    ours = ssm.align(CONFIG, features_of(recorded), boxes, BOX_BINS).transpose(0, 3, 1, 2)
+    ours = ssm.align(config, features_of(recorded), boxes, BOX_BINS).transpose(0, 3, 1, 2)
     assert relative_error(ours, recorded["roi_features_first16"]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("branch", ["cls", "seg"])
-def test_box_branches(variables, recorded, branch):
+def test_box_branches(config, variables, recorded, branch):
     boxes = jnp.asarray(recorded["proposals"])[None]
-    roi_features = ssm.align(CONFIG, features_of(recorded), boxes, BOX_BINS)
+    roi_features = ssm.align(config, features_of(recorded), boxes, BOX_BINS)
     method = {"cls": "classify_boxes", "seg": "segment_boxes"}[branch]
-    ours = jitted(method)(variables, roi_features=roi_features)
+    ours = jitted(config, method)(variables, roi_features=roi_features)
     assert relative_error(ours.logits, recorded[f"{branch}_branch_logits"]) <= TOLERANCE
     deltas = ours.deltas.reshape(-1, 8)
     assert relative_error(deltas, recorded[f"{branch}_branch_deltas"]) <= TOLERANCE
+
+
+def thresholds_of(recorded):
+    return float(recorded["score_threshold"]), float(recorded["nms_threshold"])
 
 
 def outputs_of(recorded, branch):
@@ -112,9 +140,9 @@ def outputs_of(recorded, branch):
     return BoxOutputs(logits, deltas)
 
 
-def test_roi_batch(recorded):
+def test_roi_batch(config, recorded):
     keys = jax.random.split(jax.random.key(0), 1)
-    select = jax.jit(functools.partial(ssm.select_rois, CONFIG))
+    select = jax.jit(functools.partial(ssm.select_rois, config))
     ours = select(outputs_of(recorded, "cls"), proposals_of(recorded), SIZES, keys)
     assert ours.count[0] == 128
     rows = np.asarray(ours.rows[0])
@@ -122,16 +150,15 @@ def test_roi_batch(recorded):
     assert_same_ranking(rows, theirs, rows[:, 0], theirs[:, 0])
 
 
-def test_module_s(variables, recorded):
-    ours = jitted("read_class")(variables, rows=jnp.asarray(recorded["roi_batch"])[None])
+def test_module_s(config, variables, recorded):
+    ours = jitted(config, "read_class")(variables, rows=jnp.asarray(recorded["roi_batch"])[None])
     assert relative_error(ours[0], recorded["class_logits"]) <= TOLERANCE
 
 
-def test_detections(recorded):
-    detect = jax.jit(functools.partial(inference.detect, CONFIG))
+def test_detections(config, recorded):
+    detect = jax.jit(functools.partial(inference.detect, config))
     outputs, proposals = outputs_of(recorded, "seg"), proposals_of(recorded)
-    thresholds = (float(recorded["score_threshold"]), float(recorded["nms_threshold"]))
-    boxes, scores, labels, valid = detect(outputs, proposals, SIZES, *thresholds)
+    boxes, scores, labels, valid = detect(outputs, proposals, SIZES, *thresholds_of(recorded))
     count = len(recorded["det_boxes"])
     assert valid[0, :count].all()
     assert valid.sum() == count
@@ -144,10 +171,12 @@ def test_detections(recorded):
     )
 
 
-def test_mask_logits(variables, recorded):
+def test_mask_logits(config, variables, recorded):
     boxes = jnp.asarray(recorded["det_boxes"])[None]
-    roi_features = ssm.align(CONFIG, features_of(recorded), boxes, MASK_BINS)
-    ours = jitted("predict_masks")(variables, roi_features=roi_features).transpose(0, 3, 1, 2)
+    roi_features = ssm.align(config, features_of(recorded), boxes, MASK_BINS)
+    ours = jitted(config, "predict_masks")(variables, roi_features=roi_features).transpose(
+        0, 3, 1, 2
+    )
     assert relative_error(ours, recorded["mask_logits"]) <= TOLERANCE
 
 
@@ -178,10 +207,10 @@ def assert_end_to_end(predictions, recorded):
     assert np.where(union > 0, intersection / np.maximum(union, 1), 1).mean() >= 0.99
 
 
-def test_end_to_end(variables, recorded):
+def test_end_to_end(config, variables, recorded):
     image = jnp.asarray(recorded["image"])[None, ..., None]
-    predict = _predict_fn(CONFIG)
-    assert_end_to_end(predict(variables, image, SIZES, 0.05, 0.5), recorded)
+    predict = _predict_fn(config)
+    assert_end_to_end(predict(variables, image, SIZES, *thresholds_of(recorded)), recorded)
 
 
 @functools.cache
@@ -189,7 +218,8 @@ def _predict_fn(config):
     return inference.make_predict_fn(config)
 
 
-def test_a_slice_gives_in_a_batch_what_it_gives_alone(variables):
+def test_a_slice_gives_in_a_batch_what_it_gives_alone():
+    variables = variables_of(CONFIG)
     images = [np.load(REFERENCE / f"eval_{name}.npz")["image"] for name in SLICES[:2]]
     batch = jnp.asarray(np.stack(images))[..., None]
     predict = _predict_fn(CONFIG)
@@ -206,9 +236,9 @@ def test_a_slice_gives_in_a_batch_what_it_gives_alone(variables):
         )
 
 
-def test_state_dict_round_trip_is_exact(variables):
+def test_state_dict_round_trip_is_exact():
     with np.load(REFERENCE / "weights_r18_3.npz") as weights:
-        back = reference.from_variables(variables, CONFIG)
+        back = reference.from_variables(variables_of(CONFIG), CONFIG)
         assert set(back) == set(weights.keys())
         for name, array in back.items():
             assert array.dtype == weights[name].dtype

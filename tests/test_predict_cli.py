@@ -35,12 +35,20 @@ def entries_of(folder):
 
 
 @needs_reference
-def test_recorded_class_logits_through_the_command_line(tmp_path):
-    weights = REFERENCE / "weights_r18_3.npz"
+@pytest.mark.parametrize(
+    ("weights", "slices"),
+    [
+        ("weights_r18_3.npz", ("2_015", "2_2_1_0030", "4_020")),
+        ("model_r18_2_legacy.pth", ("r18_2_2_015",)),
+    ],
+)
+def test_recorded_class_logits_through_the_command_line(tmp_path, weights, slices):
+    weights = REFERENCE / weights
     done = run("import_reference", f"--weights={weights}", f"--output={tmp_path / 'model'}")
     assert done.returncode == 0, done.stderr
-    recordings = sorted(p for p in REFERENCE.glob("eval_*.npz") if "r18_2" not in p.name)
-    assert len(recordings) == 3
+    recordings = [REFERENCE / f"eval_{name}.npz" for name in slices]
+    thresholds = {float(np.load(path)["score_threshold"]) for path in recordings}
+    assert len(thresholds) == 1
     (tmp_path / "slices").mkdir()
     expected = []
     for path in recordings:
@@ -52,7 +60,7 @@ def test_recorded_class_logits_through_the_command_line(tmp_path):
         f"--checkpoint={tmp_path / 'model'}",
         f"--inputs={tmp_path / 'slices'}",
         f"--output_dir={tmp_path / 'out'}",
-        "--score_threshold=0.05",
+        f"--score_threshold={thresholds.pop()}",
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -203,7 +211,7 @@ def test_import_reports_wrong_weights_without_a_traceback(tmp_path):
 
 
 def test_help_shows_examples():
-    for program in ("main", "predict", "evaluate", "import_reference"):
+    for program in ("main", "predict", "evaluate", "import_reference", "export_reference"):
         done = run(program, "--help")
         assert f"python -m experiments.{program} --" in done.stdout
         assert "Traceback" not in done.stderr

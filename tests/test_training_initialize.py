@@ -9,7 +9,7 @@ import pytest
 from flax import traverse_util
 
 from configs import pretrain, ssm, ssm2, ssm_s
-from ssm_jax import reference
+from ssm_jax import reference, torch_writer
 from ssm_jax.checkpoints import save_model
 from ssm_jax.config import ModelConfig
 from ssm_jax.training import initialize
@@ -131,13 +131,17 @@ def torchvision():
 
 
 @pytest.mark.parametrize("blocks", [2, 3])
-@pytest.mark.parametrize("counts", [True, False])
-def test_a_backbone_from_torchvision(torchvision, tmp_path, blocks, counts):
+@pytest.mark.parametrize(("counts", "suffix"), [(True, ".npz"), (False, ".npz"), (True, ".pth")])
+def test_a_backbone_from_torchvision(torchvision, tmp_path, blocks, counts, suffix):
     state_dict, variables = torchvision
     kept = {n: a for n, a in state_dict.items() if counts or "num_batches" not in n}
-    np.savez(tmp_path / "resnet18.npz", **kept)
+    path = tmp_path / f"resnet18{suffix}"
+    if suffix == ".npz":
+        np.savez(path, **kept)
+    else:
+        torch_writer.write(path, kept)
     config = tiny.shrunk(ssm_s.get_config(f"r18_{blocks}"))
-    config.backbone.init = str(tmp_path / "resnet18.npz")
+    config.backbone.init = str(path)
     fresh, state = started(config)
     assert jax.tree.structure(state) == jax.tree.structure(fresh)
     for section in ("params", "batch_stats"):

@@ -171,12 +171,17 @@ def _check_files(
         if "error" in mask:
             findings.add("unreadable_mask", f"{where} ({mask['error']})")
             continue
-        outside = [value for value in mask["values"] if not 0 <= value <= MASK_VALUES]
+        outside = _outside(mask)
         if outside:
             shown = ", ".join(map(str, outside[:5])) + ("..." if len(outside) > 5 else "")
             findings.add("mask_values", f"{where} ({shown})")
         if "error" not in picture and _size(picture) != _size(mask):
             findings.add("mask_size", f"{where} ({_size(mask)} for {_size(picture)})")
+
+
+def _outside(mask: Facts) -> list[int]:
+    """The values of a mask that mean nothing."""
+    return [value for value in mask["values"] if not 0 <= value <= MASK_VALUES]
 
 
 def _size(facts: Facts) -> str:
@@ -197,7 +202,8 @@ def _check_set(
         where, picture, mask = f"{item.split}/{item.listed}", found["slice"], found["mask"]
         if _size(picture) != common:
             findings.add("size_outlier", f"{where} ({_size(picture)}, most are {common})")
-        if mask is not None and mask["largest"] <= min_area:
+        # Where values are wrong, nobody knows which of them is a lesion.
+        if mask is not None and mask["largest"] <= min_area and not _outside(mask):
             findings.add("no_lesion", where)
         if picture["blank"]:
             findings.add("blank", where)
