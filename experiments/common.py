@@ -7,6 +7,11 @@ import platform
 import sys
 from collections.abc import Iterator
 
+CHECKPOINT_HELP = (
+    "A run's working directory, its folder of checkpoints, or the folder of one step. Of several "
+    "the best is taken, or the latest where none was evaluated."
+)
+
 
 def set_up_logging() -> None:
     """Shows the project's own log lines, and only warnings of everybody else's."""

@@ -30,8 +30,7 @@ from experiments import common
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "A run's working directory, its folder of checkpoints, or the folder of one step. Of several "
-    "the best is taken, or the latest where none was evaluated.",
+    common.CHECKPOINT_HELP,
 )
 _COMPARE = flags.DEFINE_multi_string(
     "compare",

@@ -24,8 +24,7 @@ LAYOUTS = ("state_dict", "checkpoint")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "A run's working directory, its folder of checkpoints, or the folder of one step. Of several "
-    "the best is taken, or the latest where none was evaluated.",
+    common.CHECKPOINT_HELP,
     required=True,
 )
 _OUTPUT = flags.DEFINE_string(

@@ -31,8 +31,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,
-    "A run's working directory, its folder of checkpoints, or the folder of one step. Of several "
-    "the best is taken, or the latest where none was evaluated.",
+    common.CHECKPOINT_HELP,
     required=True,
 )
 _INPUTS = flags.DEFINE_multi_string(

@@ -1,9 +1,8 @@
 """The program `evaluate`: what it writes, from a checkpoint to the comparison."""
 
+import functools
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,12 +17,13 @@ from ssm_jax.evaluation.checkpoint import FORMAT, Options, evaluate_checkpoint
 from ssm_jax.evaluation.patients import classification_patient
 from ssm_jax.predictor import Predictor
 from ssm_jax.training.state import TrainState
+from tests import programs
 from tests.data_tools import cls_folder, lesion_mask, noise, save, seg_folder
 from tests.fake_predictions import box_of
 from tests.test_report import SECTIONS, assert_self_contained
 from tests.tiny import get_config, random_variables
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+evaluate_program = functools.partial(programs.run, "evaluate")
 
 
 @pytest.fixture(scope="module")
@@ -232,20 +232,10 @@ def test_names_tell_folders_apart():
     assert comparison.names_of([".", str(here / "x")]) == [here.name, "x"]
 
 
-def run_program(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.evaluate", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_the_command_line(run, evaluated, tmp_path):
     output = tmp_path / "one"
     flags = ("--part=classification", "--bootstrap_samples=20", "--overlays=0", "--seed=3")
-    done = run_program(f"--checkpoint={run[0]}", f"--output_dir={output}", *flags)
+    done = evaluate_program(f"--checkpoint={run[0]}", f"--output_dir={output}", *flags)
     assert done.returncode == 0, done.stderr
     assert "accuracy" in done.stdout
     assert str(output / "report.html") in done.stdout
@@ -253,17 +243,21 @@ def test_the_command_line(run, evaluated, tmp_path):
     assert (result["intervals"]["samples"], result["intervals"]["seed"]) == (20, 3)
     command = f"python -m experiments.evaluate --checkpoint={run[0]} --output_dir={output}"
     assert result["run"]["command"].startswith(command)
-    done = run_program(f"--output_dir={tmp_path / 'all'}", "--compare", evaluated[0], output)
+    done = programs.run(
+        "evaluate", f"--output_dir={tmp_path / 'all'}", "--compare", evaluated[0], output
+    )
     assert done.returncode == 0, done.stderr
     assert "2 models" in done.stdout
     assert (tmp_path / "all" / "compare.md").is_file()
 
 
 def test_mistakes_are_one_line(tmp_path):
-    done = run_program(f"--checkpoint={tmp_path / 'nowhere'}", f"--output_dir={tmp_path / 'out'}")
+    done = programs.run(
+        "evaluate", f"--checkpoint={tmp_path / 'nowhere'}", f"--output_dir={tmp_path / 'out'}"
+    )
     assert done.returncode == 1
     assert "no checkpoint at" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
-    done = run_program(f"--output_dir={tmp_path / 'out'}")
+    done = evaluate_program(f"--output_dir={tmp_path / 'out'}")
     assert "give either --checkpoint or --compare" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr

@@ -2,8 +2,6 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -14,20 +12,9 @@ from experiments import predict
 from ssm_jax.checkpoints import save_model
 from ssm_jax.config import ModelConfig
 from ssm_jax.evaluation import rle
+from tests.programs import run
 from tests.shared import REFERENCE, needs_reference
 from tests.tiny import get_config, random_variables
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-
-def run(program, *flags):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{program}", *map(str, flags)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def entries_of(folder):

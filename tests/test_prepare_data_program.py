@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -16,19 +15,19 @@ from PIL import Image
 
 from ssm_jax.data import DataError, findings, inspection, open_datasets, standard_tree
 from ssm_jax.data.locks import locked
+from tests import programs
 from tests import publisher_trees as trees
 from tests.data_tools import noise, save, small_config
 from tests.publisher_trees import copy, files_of, items, run
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = programs.ROOT
 
 
 def program(tmp_path, *more, **flags):
     """Runs the program as a user does."""
     flags = {"min_area": 20, "data_dir": tmp_path / "data"} | flags
     given = [f"--{name}={value}" for name, value in flags.items()]
-    command = [sys.executable, "-m", "experiments.prepare_data", *given, *more]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return programs.run("prepare_data", *given, *more)
 
 
 def test_ten_of_a_kind_on_the_terminal_all_in_the_report(tmp_path):
@@ -286,11 +285,5 @@ def test_the_help_tells_errors_from_warnings():
     errors, warnings = text.split("Warnings:")
     for name, kind in findings.KINDS.items():
         assert f"  {name}: " in (errors if kind.error else warnings)
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.prepare_data", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = programs.run("prepare_data", "--help")
     assert text.splitlines()[1] in done.stdout

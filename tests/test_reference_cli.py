@@ -1,9 +1,6 @@
 """The programs `import_reference` and `export_reference`, as a user runs them."""
 
 import json
-import pathlib
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
@@ -14,21 +11,10 @@ from ssm_jax.checkpoints import load_model, save_model
 from ssm_jax.config import ModelConfig
 from ssm_jax.reference import from_variables, name_map
 from ssm_jax.torch_pickle import Dict
+from tests.programs import run
 from tests.shared import REFERENCE, needs_reference
 from tests.tiny import get_config, random_variables
 from tests.torch_files import Call, Name, pickled, storage, tensor, write_zip
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-
-
-def run(program, *flags):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{program}", *map(str, flags)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def failed_in_one_line(done, *parts):
