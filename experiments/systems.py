@@ -22,25 +22,39 @@ BEGIN, END = "<!-- table of all systems: begin -->", "<!-- table of all systems:
 # One budget for all: fields of the configuration that differ from the paper's recipe.
 BUDGET = {
     "model.image_size": 128,
-    "model.bn_momentum": 0.05,
+    "model.bn_momentum": 0.02,
     "data.phantom.size": 128,
     "data.phantom.seg_train": 400,
     "data.phantom.seg_test": 60,
-    "data.phantom.cls_train": 600,
+    "data.phantom.cls_train": 1500,
     "data.phantom.cls_test": 150,
     "data.min_area": 6,
     "train.batch_size": 2,
-    "train.max_steps": 400,
     "train.schedule": "cosine",
     "train.end_learning_rate": 1e-5,
-    "train.warmup_steps": 10,
-    "eval.every_steps": 400,
+    "train.warmup_steps": 30,
     "eval.bn_slices": 64,
-    "eval.score_threshold": 0.05,
+    "eval.score_threshold": 0.3,
     "checkpoint.every_steps": 100,
 }
-STAGE_1 = {"train.learning_rate": 1e-3}
-STAGE_2 = {"train.learning_rate": 3e-4, "train.module_s_learning_rate": 1e-3}
+# Iterations of segmentation alone, and of both steps: stage I and II, or the parts of one run.
+ALONE, BOTH = 360, 300
+STAGE_1 = {"train.max_steps": ALONE, "train.learning_rate": 1e-3}
+STAGE_2 = {"train.max_steps": BOTH, "train.learning_rate": 3e-4}
+SCRATCH = {
+    "train.max_steps": ALONE + BOTH,
+    "train.classification_from": ALONE,
+    "train.learning_rate": 1e-3,
+}
+WITH_MODULE_S = {"train.module_s_learning_rate": 3e-3}
+# At these rates a lucky slice sets a best loss that no later step beats.
+TWO_BRANCHES = {"train.copy_rule": "every_step"}
+RECIPES = {
+    "pretrain": STAGE_1,
+    "ssm": STAGE_2 | WITH_MODULE_S,
+    "ssm2": STAGE_2 | WITH_MODULE_S | TWO_BRANCHES,
+    "ssm_s": SCRATCH | WITH_MODULE_S | TWO_BRANCHES,
+}
 
 TITLES = {
     "pretrain": "Stage I",
@@ -123,7 +137,8 @@ class Plan:
             fields["data.data_dir"] = self.data_dir
         if system.pretraining:
             fields["init_from"] = str(self.folder(system.pretraining))
-        return fields | BUDGET | (STAGE_1 if system.name == "pretrain" else STAGE_2)
+        fields |= RECIPES[system.name] | BUDGET
+        return fields | {"eval.every_steps": fields["train.max_steps"]}
 
     def command(self, system: System) -> list[str]:
         """The command line of a system's run."""
@@ -285,7 +300,8 @@ def make_table(plan: Plan, systems: Sequence[System]) -> str:
         "",
         f"Phantoms of {phantom.size}×{phantom.size} pixels: {phantom.seg_train} + "
         f"{phantom.cls_train} to train, {phantom.seg_test} + {phantom.cls_test} to test. "
-        f"{train.max_steps} iterations of {train.batch_size} pairs of slices each, seed "
+        f"{ALONE} iterations of segmentation alone (stage I, or the first part of SSM<sup>S</sup>), "
+        f"then {BOTH} of both steps; {train.batch_size} pairs of slices an iteration; seed "
         f"{plan.seed}, score threshold {config.eval.score_threshold}; per-image AP; F1 weighted by "
         "the classes' shares. Minutes include evaluation, and stage I where a system starts from "
         f"it; on {', '.join(machines)}. Written by `{program}`, which runs:",

@@ -142,7 +142,11 @@ def test_every_number_comes_from_the_runs(plan, table):
         assert row["Trained by L_SEG / L_CLS"] == f"{alone} / {stepped:,}"
     for system in chosen:
         assert shlex.join(plan.command(system)) in text
-    assert f"{STEPS} iterations" in text and "seed 5" in text
+    sizes = (
+        f"{systems.ALONE} iterations of segmentation alone",
+        f"then {systems.BOTH} of both steps",
+    )
+    assert all(size in text for size in (*sizes, "seed 5"))
     assert "`python -m experiments.reproduce --seed=5`" in text
 
 
