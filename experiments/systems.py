@@ -300,10 +300,10 @@ def make_table(plan: Plan, systems: Sequence[System]) -> str:
         "",
         f"Phantoms of {phantom.size}×{phantom.size} pixels: {phantom.seg_train} + "
         f"{phantom.cls_train} to train, {phantom.seg_test} + {phantom.cls_test} to test. "
-        f"{ALONE} iterations of segmentation alone (stage I, or the first part of SSM<sup>S</sup>), "
-        f"then {BOTH} of both steps; {train.batch_size} pairs of slices an iteration; seed "
-        f"{plan.seed}, score threshold {config.eval.score_threshold}; per-image AP; F1 weighted by "
-        "the classes' shares. Minutes include evaluation, and stage I where a system starts from "
+        f"{ALONE} iterations of segmentation alone (stage I, or the first part of "
+        f"SSM<sup>S</sup>), then {BOTH} of both steps; {train.batch_size} pairs of slices an "
+        f"iteration; seed {plan.seed}, score threshold {config.eval.score_threshold}; per-image AP; "
+        "F1 weighted by the classes' shares. Minutes include evaluation, and stage I where a system starts from "
         f"it; on {', '.join(machines)}. Written by `{program}`, which runs:",
         "",
         "<details><summary>commands</summary>",
