@@ -302,9 +302,9 @@ def make_table(plan: Plan, systems: Sequence[System]) -> str:
         f"{phantom.cls_train} to train, {phantom.seg_test} + {phantom.cls_test} to test. "
         f"{ALONE} iterations of segmentation alone (stage I, or the first part of "
         f"SSM<sup>S</sup>), then {BOTH} of both steps; {train.batch_size} pairs of slices an "
-        f"iteration; seed {plan.seed}, score threshold {config.eval.score_threshold}; per-image AP; "
-        "F1 weighted by the classes' shares. Minutes include evaluation, and stage I where a system starts from "
-        f"it; on {', '.join(machines)}. Written by `{program}`, which runs:",
+        f"iteration; seed {plan.seed}, score threshold {config.eval.score_threshold}; per-image "
+        "AP; F1 weighted by the classes' shares. Minutes include evaluation, and stage I where a "
+        f"system starts from it; on {', '.join(machines)}. Written by `{program}`, which runs:",
         "",
         "<details><summary>commands</summary>",
         "",

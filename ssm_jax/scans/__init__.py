@@ -1,0 +1,1 @@
+"""Whole scans: what scanners write, predicted slice by slice and summed up."""

@@ -1,0 +1,72 @@
+"""What is said of a whole scan: its slices in order, and their summary."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from ssm_jax.predictor import Prediction
+
+
+@dataclasses.dataclass(frozen=True)
+class SliceResult:
+    """One slice of a scan.
+
+    Attributes:
+      name: what the user knows it by: the file, with the frame or index in it where it has several.
+      image: [H, W] or [H, W, 3] uint8, the slice as the model saw it (windowed); None if unread.
+      prediction: None if the slice could not be read.
+      error: what was wrong with it, in one line; None if it was predicted.
+      position: millimeters along the slice normal; None where the source does not tell.
+    """
+
+    name: str
+    image: np.ndarray | None
+    prediction: Prediction | None
+    error: str | None = None
+    position: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanSummary:
+    """A scan's slices taken together.
+
+    Attributes:
+      rule: name of the rule that made `class_probabilities` from those of the slices.
+      class_probabilities: [K] float32; none if the model only segments.
+      predicted_class: index of the largest; None if the model only segments.
+      slices_per_class: [K] int, slices whose own largest probability is that class.
+      lesion_ml: volume of all lesion masks, milliliters; None without spacing or masks.
+      lung_share: lesion volume within the lung mask by that of the lung, in [0, 1]; None without.
+      telling: indices of the (at most five) slices that say most, the most telling first.
+    """
+
+    rule: str
+    class_probabilities: np.ndarray
+    predicted_class: int | None
+    slices_per_class: np.ndarray
+    lesion_ml: float | None
+    lung_share: float | None
+    telling: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanResult:
+    """A scan as predicted.
+
+    Attributes:
+      name: what the user knows it by: a path, or a path and a series number.
+      kind: "pictures", "dicom" or "nifti".
+      facts: what is known of the source, in reading order: label and value, both for people.
+      warnings: what was assumed or left out, a line each.
+      slices: in order of position (pictures: in order of name).
+      summary: None if no slice could be read.
+    """
+
+    name: str
+    kind: str
+    facts: dict[str, str]
+    warnings: list[str]
+    slices: list[SliceResult]
+    summary: ScanSummary | None
