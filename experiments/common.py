@@ -54,3 +54,22 @@ def one_line_errors(*kinds: type[BaseException]) -> Iterator[None]:
         yield
     except kinds as error:
         sys.exit(f"error: {str(error) or type(error).__name__}")
+
+
+def with_marked(text: str, begin: str, end: str, body: str) -> str:
+    """A text with what stands between two marks replaced.
+
+    Args:
+      text: that holds both marks.
+      begin: the first mark.
+      end: the second.
+      body: lines that go between them.
+
+    Raises:
+      ValueError: a mark is missing.
+    """
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"it has no place for the table: add the lines {begin} and {end}")
+    return f"{before}{begin}\n\n{body}\n{end}{after}"

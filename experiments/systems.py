@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from experiments import common
 from ssm_jax.config import VARIANTS
 
 RECORD_FILE = "reproduce.json"
@@ -331,25 +332,12 @@ def _number(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def with_table(text: str, table: str) -> str:
-    """A text with the table between its two marked lines.
-
-    Raises:
-      ReproduceError: the lines are missing, or not in this order.
-    """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ReproduceError(f"it has no place for the table: add the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n\n{table}\n{END}{after}"
-
-
 def _text_of(path: pathlib.Path) -> str:
     """The file that takes the table; one that is not there yet has nothing else in it."""
     text = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
     try:
-        with_table(text, "")
-    except ReproduceError as error:
+        common.with_marked(text, BEGIN, END, "")
+    except ValueError as error:
         raise ReproduceError(f"{path}: {error}") from error
     return text
 
@@ -394,7 +382,7 @@ def reproduce(
             state = "finished before" if plan.metrics(system) else "running"
             print(f"[{number}/{len(systems)}] {system.key}: {state}", file=sys.stderr)
             run_system(plan, system, runner)
-    text = with_table(_text_of(table), make_table(plan, systems))
+    text = common.with_marked(_text_of(table), BEGIN, END, make_table(plan, systems))
     table.parent.mkdir(parents=True, exist_ok=True)
     table.write_text(text, encoding="utf-8")
     print(f"wrote {table}")

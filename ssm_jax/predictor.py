@@ -13,7 +13,7 @@ import numpy as np
 
 from ssm_jax.classes import short_names
 from ssm_jax.config import ModelConfig
-from ssm_jax.models.inference import Predictions, make_predict_fn
+from ssm_jax.models.inference import Predictions, make_classify_fn, make_predict_fn
 from ssm_jax.ops.masks import encode_masks
 from ssm_jax.preprocessing import resize_bilinear, resized_shape
 
@@ -152,21 +152,23 @@ class Predictor:
           ValueError: another shape or type, no pixels, or values outside [0, 1].
         """
         results: list[Prediction | None] = [None] * len(images)
-        for indices, sizes, outputs in self._run(images):
+        thresholds = (self.score_threshold, self.nms_threshold)
+        for indices, sizes, outputs in self._run(images, self._predict, *thresholds):
             for row, index in enumerate(indices):
                 original = np.shape(images[index])[:2]
                 results[index] = _in_original_pixels(outputs, row, sizes[row], original)
         return results
 
     def class_logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        """Class logits alone, [N, K] float32: `predict_batch` without the work on detections."""
+        """Class logits alone, [N, K] float32: `predict_batch` without the work on lesions."""
+        classify = _classify_fn(self.model_config)
         logits = np.zeros((len(images), self.model_config.image_classes), np.float32)
-        for indices, _, outputs in self._run(images):
-            logits[indices] = outputs.class_logits[: len(indices)]
+        for indices, _, outputs in self._run(images, classify):
+            logits[indices] = outputs[: len(indices)]
         return logits
 
-    def _run(self, images):
-        """Yields (indices into `images`, resized sizes [B, 2], Predictions on the host)."""
+    def _run(self, images, function, *args):
+        """Yields (indices into `images`, resized sizes [B, 2], outputs on the host) a batch."""
         config = self.model_config
         prepared = [prepare(image, config.image_size, config.max_size) for image in images]
         by_canvas: dict[tuple[int, int], list[int]] = {}
@@ -181,8 +183,7 @@ class Predictor:
                     height, width = prepared[index].shape[:2]
                     batch[row, :height, :width] = prepared[index]
                     sizes[row] = height, width
-                thresholds = (self.score_threshold, self.nms_threshold)
-                outputs = self._predict(self.variables, batch, sizes, *thresholds)
+                outputs = function(self.variables, batch, sizes, *args)
                 yield indices, sizes, jax.device_get(outputs)
 
 
@@ -259,6 +260,12 @@ def prepare(image: np.ndarray, image_size: int, max_size: int) -> np.ndarray:
 def _predict_fn(model_config: ModelConfig, masks: bool, roi_batch: bool):
     """One jitted function a model, whatever weights it gets: compiled once a process."""
     return make_predict_fn(model_config, masks=masks, roi_batch=roi_batch)
+
+
+@functools.lru_cache
+def _classify_fn(model_config: ModelConfig):
+    """The same for the class alone."""
+    return make_classify_fn(model_config)
 
 
 def _canvas(shape: Sequence[int]) -> tuple[int, int]:

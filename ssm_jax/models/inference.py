@@ -76,10 +76,7 @@ def make_predict_fn(config: ModelConfig, masks: bool = True, roi_batch: bool = F
         features = ssm.stage(config, variables, "extract", images, image_sizes, train=False)
         proposals = ssm.proposals_from(config, variables, features, image_sizes)
         classified, segmented = ssm.read_boxes(config, variables, features, proposals.boxes)
-
-        keys = jnp.broadcast_to(jax.random.key(0), images.shape[:1])
-        selection = ssm.select_rois(config, classified, proposals, image_sizes, keys)
-        class_logits = ssm.stage(config, variables, "read_class", selection.rows)
+        class_logits, selection = _classify(config, variables, classified, proposals, image_sizes)
 
         thresholds = (score_threshold, nms_threshold)
         detections = detect(config, segmented, proposals, image_sizes, *thresholds)
@@ -93,6 +90,41 @@ def make_predict_fn(config: ModelConfig, masks: bool = True, roi_batch: bool = F
         return predictions
 
     return predict
+
+
+def make_classify_fn(config: ModelConfig):
+    """Builds the jitted function that finds the class of slices and nothing else.
+
+    Args:
+      config: the model.
+
+    Returns:
+      classify(variables, images, image_sizes) -> class logits [B, K] float32, those of
+      `make_predict_fn`; the segmentation branch and the mask head do not run.
+    """
+
+    @jax.jit
+    def classify(variables, images, image_sizes):
+        features = ssm.stage(config, variables, "extract", images, image_sizes, train=False)
+        proposals = ssm.proposals_from(config, variables, features, image_sizes)
+        branch = ("classify_boxes",)
+        (classified,) = ssm.read_boxes(config, variables, features, proposals.boxes, branch)
+        return _classify(config, variables, classified, proposals, image_sizes)[0]
+
+    return classify
+
+
+def _classify(
+    config: ModelConfig,
+    variables: Any,
+    outputs: BoxOutputs,
+    proposals: Proposals,
+    image_sizes: Array,
+) -> tuple[Array, RoIBatch]:
+    """Class logits [B, K] from the classification branch, and the RoI batch they were read off."""
+    keys = jnp.broadcast_to(jax.random.key(0), image_sizes.shape[:1])
+    selection = ssm.select_rois(config, outputs, proposals, image_sizes, keys)
+    return ssm.stage(config, variables, "read_class", selection.rows), selection
 
 
 def read_rois(selection: RoIBatch, proposals: Proposals, image_sizes: Array) -> ReadRoIs:

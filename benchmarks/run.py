@@ -1,0 +1,132 @@
+"""Times the model on this machine.
+
+The unit is the time of the backbone + FPN forward of the three-block R18 at 512x512, batch 1,
+jitted, in the same run, so that figures of different machines compare. Weights are random and
+slices are phantoms. GFLOP are those of matrix products and convolutions.
+
+Examples:
+
+    python -m benchmarks.run
+    python -m benchmarks.run --suite=inference --json=inference.json
+    python -m benchmarks.run --json=benchmarks/results/cpu.json --readme=README.md
+"""
+
+import json
+import os
+import pathlib
+import platform
+
+from absl import app, flags
+
+from experiments import common
+
+SUITES = ("inference", "training", "scaling", "processes")
+BEGIN, END = "<!-- table of benchmarks: begin -->", "<!-- table of benchmarks: end -->"
+
+_SUITE = flags.DEFINE_multi_enum(
+    "suite", ["inference", "training", "processes"], SUITES, "What is timed; may be repeated."
+)
+_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed runs of each row.", lower_bound=2)
+_JSON = flags.DEFINE_string("json", None, "File that takes all figures.")
+_README = flags.DEFINE_string(
+    "readme", None, f"Markdown file that takes the tables, between the lines {BEGIN} and {END}."
+)
+
+
+def run_suite(suite: str, repeats: int) -> list[dict]:
+    """The rows of a suite; see `timing.measure` and `processes.process_rows`."""
+    from tqdm import tqdm
+
+    from benchmarks import inference, processes, scaling, timing, training
+
+    if suite == "processes":
+        return processes.process_rows()
+    if suite == "inference":
+        cases = [*inference.stage_cases(), *inference.path_cases()]
+    elif suite == "training":
+        cases = training.step_cases()
+    else:
+        cases = scaling.scaling_cases()
+    with tqdm(total=len(cases) * (repeats + 1), desc=suite, disable=None) as progress:
+        return timing.measure(cases, repeats, progress.update)
+
+
+def machine() -> dict[str, str | int]:
+    """What the figures were taken on."""
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind if device.platform != "cpu" else platform.machine(),
+        "platform": device.platform,
+        "devices": jax.device_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def markdown(results: dict) -> str:
+    """The tables of a run."""
+    facts = results["machine"]
+    lines = [
+        f"{facts['platform']} ({facts['device']}, {facts['cores']} cores), jax {facts['jax']}; "
+        f"medians of {results['repeats']} interleaved runs. Written by `python -m benchmarks.run`.",
+    ]
+    for suite, rows in results["suites"].items():
+        if suite == "processes":
+            lines += ["", "| command | seconds | peak memory (MB) |", "| --- | ---: | ---: |"]
+            lines += [f"| {r['name']} | {r['seconds']:.1f} | {r['peak_mb']:.0f} |" for r in rows]
+            continue
+        lines += [
+            "",
+            f"| {suite} | ms | ± | units | units a slice | GFLOP/s | of a matrix product |"
+            " compile (s) |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for row in rows:
+            name = row["name"].replace("*", "\\*")
+            name += f" ({row['note']})" if row["note"] else ""
+            share = row["of_gemm"]
+            cells = [
+                name,
+                f"{row['ms']:.1f}",
+                f"{row['spread_ms']:.1f}",
+                f"{row['units']:.2f}",
+                f"{row['per_image']:.2f}",
+                _cell(row["gflop_per_s"], ".0f"),
+                "–" if share is None else f"{share:.0%}",
+                _cell(row["compile_s"], ".1f"),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
+
+
+def main(argv: list[str]) -> None:
+    """The program."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
+    common.set_up_logging()
+    readme = pathlib.Path(_README.value) if _README.value else None
+    with common.one_line_errors(ValueError, OSError, KeyboardInterrupt):
+        if readme:  # before minutes of work, not after
+            common.with_marked(readme.read_text(encoding="utf-8"), BEGIN, END, "")
+        suites = {suite: run_suite(suite, _REPEATS.value) for suite in _SUITE.value}
+        results = {"machine": machine(), "repeats": _REPEATS.value, "suites": suites}
+        table = markdown(results)
+        print(table)
+        if _JSON.value:
+            path = pathlib.Path(_JSON.value)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        if readme:
+            text = readme.read_text(encoding="utf-8")
+            readme.write_text(common.with_marked(text, BEGIN, END, table), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app.run(main)

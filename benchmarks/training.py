@@ -1,0 +1,128 @@
+"""Training at batch size 1: both steps, a whole iteration, and the input pipeline alone."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+
+import jax
+import numpy as np
+
+from benchmarks import models
+from benchmarks.timing import UNIT, Case, compiled_case, gemm_case
+from ssm_jax.config import paper_config
+from ssm_jax.data.batches import make_train_iterator
+from ssm_jax.data.source import open_datasets
+from ssm_jax.models import ssm
+from ssm_jax.training.state import state_from_variables
+from ssm_jax.training.steps import make_steps
+
+# Objects of the slice, as rows and columns of equal boxes: each of them is one positive RoI.
+OBJECTS = {8: (2, 4), 32: (4, 8), 128: (8, 16)}
+PIPELINE_BATCHES = 40
+
+
+class Trainer:
+    """The steps of R18** compiled for one slice each, and the state they pass on."""
+
+    def __init__(self, batch_size: int = 1):
+        config = paper_config("r18_3")
+        self.model = models.model_config()
+        variables = models.variables(self.model)
+        self.state = state_from_variables(config, variables, jax.random.key(0))
+        images, sizes = models.slices(batch_size), models.sizes(batch_size)
+        self.batches = {
+            count: jax.device_put(_segmentation_batch(images, sizes, *grid))
+            for count, grid in OBJECTS.items()
+        }
+        labels = np.arange(batch_size, dtype=np.int32) % 3
+        self.classification_batch = jax.device_put(
+            {"image": images, "image_size": sizes, "label": labels}
+        )
+        self.compile_s, self.steps = [], []
+        for step, batch in zip(
+            make_steps(config), (self.batches[8], self.classification_batch), strict=True
+        ):
+            start = time.perf_counter()
+            self.steps.append(step.lower(self.state, batch).compile())
+            self.compile_s.append(time.perf_counter() - start)
+
+    def segment(self, objects: int) -> dict:
+        """A segmentation step; waits for it. The parameters are put back, so that all are alike."""
+        self.state, metrics = self.steps[0](self.state, self.batches[objects])
+        return jax.block_until_ready(metrics)
+
+    def classify(self) -> dict:
+        """A classification step; waits for it."""
+        self.state, metrics = self.steps[1](self.state, self.classification_batch)
+        return jax.block_until_ready(metrics)
+
+    def iterate(self, objects: int) -> None:
+        """A whole iteration: the second step waits for the first on the device alone."""
+        self.state, _ = self.steps[0](self.state, self.batches[objects])
+        self.classify()
+
+
+def step_cases() -> list[Case]:
+    """The steps at 8, 32 and 128 positives, and whole iterations."""
+    trainer = Trainer()
+    config = trainer.model
+    extract = compiled_case(
+        UNIT,
+        lambda variables, *args: ssm.stage(config, variables, "extract", *args, train=False),
+        models.variables(config),
+        models.slices(1),
+        models.sizes(1),
+        note="the unit",
+    )
+    cases = [gemm_case(), extract]
+    for count in OBJECTS:
+        positives = int(trainer.segment(count)["positives"])
+        name = f"segmentation step, {count} positives"
+        note = "" if positives == count else f"{positives} positives"
+        run = bound(trainer.segment, count)
+        cases.append(Case(name, run, compile_s=trainer.compile_s[0], note=note))
+    cases.append(Case("classification step", trainer.classify, compile_s=trainer.compile_s[1]))
+    cases += [Case(f"iteration, {n} positives", bound(trainer.iterate, n)) for n in (8, 32)]
+    return [*cases, pipeline_case()]
+
+
+def pipeline_case() -> Case:
+    """The input pipeline alone, on prepared phantom slices: one pair of slices a batch."""
+    config = paper_config("r18_3")
+    folder = tempfile.mkdtemp(prefix="ssm_jax_benchmark_")
+    config.data.data_dir = folder
+    config.data.phantom.update(seg_train=24, seg_test=2, cls_train=24, cls_test=3)
+    batches = make_train_iterator(open_datasets(config), config)
+
+    def run():
+        for _ in range(PIPELINE_BATCHES):
+            next(batches)
+
+    return Case("input pipeline, a pair of slices", run, images=PIPELINE_BATCHES)
+
+
+def bound(function, *args):
+    return lambda: function(*args)
+
+
+def _segmentation_batch(images, sizes, rows: int, columns: int) -> dict[str, np.ndarray]:
+    """Slices with rows * columns objects each: rectangles, in slots for the most there are."""
+    most = max(r * c for r, c in OBJECTS.values())
+    boxes = np.zeros((most, 4), np.float32)
+    instances = np.zeros((models.SIZE, models.SIZE), np.uint8)
+    height, width = models.SIZE // rows, models.SIZE // columns
+    for index in range(rows * columns):
+        top, left = index // columns * height, index % columns * width
+        bottom, right = top + height * 3 // 4, left + width * 3 // 4
+        boxes[index] = left, top, right, bottom
+        instances[top : bottom + 1, left : right + 1] = index + 1
+    count = len(images)
+    return {
+        "image": images,
+        "image_size": sizes,
+        "instances": np.stack([instances] * count),
+        "boxes": np.stack([boxes] * count),
+        "labels": np.ones((count, most), np.int32),
+        "valid": np.stack([np.arange(most) < rows * columns] * count),
+    }
