@@ -28,7 +28,8 @@ class Trainer:
     def __init__(self, batch_size: int = 1):
         config = paper_config("r18_3")
         self.model = models.model_config()
-        variables = models.variables(self.model)
+        # Copies: the steps take the state for their own.
+        variables = jax.tree.map(jax.numpy.copy, models.variables(self.model))
         self.state = state_from_variables(config, variables, jax.random.key(0))
         images, sizes = models.slices(batch_size), models.sizes(batch_size)
         self.batches = {
@@ -48,7 +49,7 @@ class Trainer:
             self.compile_s.append(time.perf_counter() - start)
 
     def segment(self, objects: int) -> dict:
-        """A segmentation step; waits for it. The parameters are put back, so that all are alike."""
+        """A segmentation step; waits for it."""
         self.state, metrics = self.steps[0](self.state, self.batches[objects])
         return jax.block_until_ready(metrics)
 

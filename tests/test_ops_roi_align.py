@@ -163,18 +163,62 @@ def test_batch_equals_single_images(count):
 @pytest.mark.parametrize("count", [5, 67, 100])
 def test_map_rois(count):
     """Every box meets the features of its own image, and results keep their order."""
-    features = np.arange(3, dtype=np.float32)[:, None, None, None] * np.ones(
-        (3, 2, 2, 1), np.float32
-    )
-    boxes = np.random.default_rng(0).uniform(size=(3, count, 4)).astype(np.float32)
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((3, 12, 10, 2)).astype(np.float32)
+    corners = rng.uniform(0, 150, (3, count, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(0, 60, (3, count, 2))], -1)
+    boxes = boxes.astype(np.float32)
 
-    def read(image_features, some_boxes):
-        assert len(some_boxes) <= roi_ops.CHUNK
-        return some_boxes[:, :2], some_boxes[:, 2] + image_features[0, 0, 0]
+    def read(pooled):
+        assert len(pooled) <= roi_ops.CHUNK
+        return pooled[:, 0, 0], pooled.sum(axis=(1, 2, 3))
 
-    corners, sums = jax.jit(functools.partial(roi_ops.map_rois, read))(features, boxes)
-    np.testing.assert_array_equal(corners, boxes[..., :2].reshape(-1, 2))
-    np.testing.assert_array_equal(sums, (boxes[..., 2] + features[:, 0, 0]).reshape(-1))
+    run = jax.jit(lambda *args: roi_ops.map_rois(read, *args, 7, 1 / 16))
+    first, sums = run(features, boxes)
+    for image in range(3):
+        expected = oracles.roi_align(features[image], boxes[image], 7, 1 / 16)
+        own = slice(image * count, (image + 1) * count)
+        np.testing.assert_allclose(first[own], expected[:, 0, 0], atol=2e-5)
+        np.testing.assert_allclose(sums[own], expected.sum(axis=(1, 2, 3)), atol=1e-3)
+
+
+@pytest.mark.parametrize("longest", [30, 100, 700])
+@pytest.mark.parametrize("shape", [(40, 24), (18, 50)])
+def test_windows_change_nothing(shape, longest, monkeypatch):
+    """Boxes gathered by place and pooled in windows are those of the whole map, bit by bit."""
+    rng = np.random.default_rng(longest)
+    features = rng.standard_normal((2, *shape, 3)).astype(np.float32)
+    limits = 16 * np.array(shape[::-1])
+    corners = rng.uniform(-20, limits + 20, (2, 200, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(0, longest, (2, 200, 2))], -1)
+    boxes = boxes.astype(np.float32)
+
+    def run():
+        return jax.jit(lambda *args: roi_ops.map_rois(lambda x: x, *args, 7, 1 / 16))(
+            features, boxes
+        )
+
+    assert [w for w in roi_ops.WINDOWS if w < min(shape)]
+    in_windows = run()
+    monkeypatch.setattr(roi_ops, "WINDOWS", ())
+    np.testing.assert_array_equal(in_windows, run())
+    expected = oracles.roi_align(features[1], boxes[1], 7, 1 / 16)
+    np.testing.assert_allclose(in_windows[200:], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("window", [4, 8])
+def test_cells_read(window):
+    """Cells outside of what a box is said to read have no weight in it."""
+    rng = np.random.default_rng(window)
+    corners = rng.uniform(-40, 360, (500, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(0, 16 * window, (500, 2))], -1)
+    boxes = boxes.astype(np.float32)
+    for box in boxes:
+        first, count = roi_ops.cells_read(box[None], 1 / 16, 20, 16)
+        for axis, (size, low) in enumerate(((20, 1), (16, 0))):
+            weights = roi_ops.bin_weights(box[None, low] / 16, box[None, low + 2] / 16, 7, size, 2)
+            used = np.flatnonzero(np.asarray(weights[0]).any(axis=0))
+            assert set(used) <= set(range(first[axis], first[axis] + count[axis]))
 
 
 def test_gradient_is_finite_and_zero_outside():

@@ -20,7 +20,7 @@ from ssm_jax.ops import boxes as box_ops
 from ssm_jax.ops import roi_batch
 from ssm_jax.ops.anchors import cell_anchors, grid_anchors
 from ssm_jax.ops.images import normalize
-from ssm_jax.ops.roi_align import map_rois, roi_align, roi_align_batch
+from ssm_jax.ops.roi_align import map_rois, roi_align_batch
 
 MASK_CHUNK = 8  # RoIs that the mask head reads at a time
 LESION = 1  # the class whose scores and deltas module S reads (of two: ground glass)
@@ -154,11 +154,10 @@ def read_boxes(
       The BoxOutputs of each branch, [B * N, ...].
     """
 
-    def read(image_features, some_boxes):
-        pooled = roi_align(image_features, some_boxes, BOX_BINS, 1 / config.stride)
+    def read(pooled):
         return tuple(stage(config, variables, branch, pooled) for branch in branches)
 
-    return map_rois(read, features, boxes)
+    return map_rois(read, features, boxes, BOX_BINS, 1 / config.stride)
 
 
 def select_rois(

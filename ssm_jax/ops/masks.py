@@ -67,15 +67,8 @@ def paste_mask(probabilities: np.ndarray, box: np.ndarray, height: int, width: i
       [height, width] float32 probabilities, 0 outside the box.
     """
     canvas = np.zeros((height, width), np.float32)
-    bins = probabilities.shape[0]
-    left, top, right, bottom = _grown_corners(box, (bins + 2) / bins)
-    padded = np.pad(probabilities.astype(np.float32), 1)
-    y = np.arange(max(top, 0), min(bottom + 1, height))
-    x = np.arange(max(left, 0), min(right + 1, width))
-    if y.size and x.size:
-        rows = _resize_weights(y - top, max(bottom - top + 1, 1), bins + 2)
-        columns = _resize_weights(x - left, max(right - left + 1, 1), bins + 2)
-        canvas[y[0] : y[-1] + 1, x[0] : x[-1] + 1] = rows @ padded @ columns.T
+    place, resized = _resized_to_box(probabilities, box, height, width)
+    canvas[place] = resized
     return canvas
 
 
@@ -94,11 +87,30 @@ def encode_masks(
       n dicts {"size": [height, width], "counts": str}.
     """
     encoded = []
+    canvas = np.zeros((height, width), np.uint8, order="F")  # as pycocotools reads it
     for mask, box in zip(np.asarray(probabilities), np.asarray(boxes), strict=True):
-        lesion = paste_mask(mask, box, height, width) > 0.5
-        rle = coco_mask.encode(np.asfortranarray(lesion, dtype=np.uint8))
+        place, resized = _resized_to_box(mask, box, height, width)
+        canvas[place] = resized > 0.5
+        rle = coco_mask.encode(canvas)
+        canvas[place] = 0
         encoded.append({"size": [height, width], "counts": rle["counts"].decode("ascii")})
     return encoded
+
+
+def _resized_to_box(
+    probabilities: np.ndarray, box: np.ndarray, height: int, width: int
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """Where a mask goes in a slice (rows, columns), and its probabilities there."""
+    bins = probabilities.shape[0]
+    left, top, right, bottom = _grown_corners(box, (bins + 2) / bins)
+    padded = np.pad(probabilities.astype(np.float32), 1)
+    y = np.arange(max(top, 0), min(bottom + 1, height))
+    x = np.arange(max(left, 0), min(right + 1, width))
+    if not (y.size and x.size):
+        return (slice(0), slice(0)), np.zeros((0, 0), np.float32)
+    rows = _resize_weights(y - top, max(bottom - top + 1, 1), bins + 2)
+    columns = _resize_weights(x - left, max(right - left + 1, 1), bins + 2)
+    return (slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)), rows @ padded @ columns.T
 
 
 def _grown_corners(box: np.ndarray, factor: float) -> list[int]:
