@@ -28,17 +28,22 @@ def set_up_logging() -> None:
     own.handlers = [handler]
 
 
-def use_compilation_cache(folder: str) -> None:
-    """Keeps compiled programs, so that a run started again is training within seconds.
+def use_compilation_cache(folder: str | None = None) -> None:
+    """Keeps compiled programs, so that a command started again is at work within seconds.
 
     A user's own setting (JAX_COMPILATION_CACHE_DIR) goes first.
 
     Args:
-      folder: where prepared data are kept. Machines that share it keep apart.
+      folder: where prepared data are kept; None: the default. Machines that share it keep apart.
     """
     import jax
 
+    from ssm_jax.config import default_config
+
+    # Small programs, of which there are dozens, take as long together as a large one.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if not jax.config.jax_compilation_cache_dir:
+        folder = folder or default_config().data.data_dir
         cache = pathlib.Path(folder).expanduser().absolute() / "compiled" / platform.node()
         jax.config.update("jax_compilation_cache_dir", str(cache))
 

@@ -127,13 +127,12 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     command = shlex.join(["python", "-m", "experiments.evaluate", *sys.argv[1:]])
     output = pathlib.Path(_OUTPUT_DIR.value)
-    from ssm_jax.config import default_config
     from ssm_jax.evaluation.checkpoint import evaluate_checkpoint
     from ssm_jax.evaluation.comparison import compare
     from ssm_jax.training.evaluate import summary
 
     with common.one_line_errors(ValueError, OSError, KeyboardInterrupt):
-        common.use_compilation_cache(_DATA_DIR.value or default_config().data.data_dir)
+        common.use_compilation_cache(_DATA_DIR.value)
         if folders:
             compare(folders, output, options(), command)
             print(f"{len(folders)} models -> {output / 'compare.html'}")

@@ -163,6 +163,7 @@ def main(argv: list[str]) -> None:
     output = pathlib.Path(_OUTPUT_DIR.value)
     with common.one_line_errors(ValueError, OSError):
         output.mkdir(parents=True, exist_ok=True)
+        common.use_compilation_cache()
         predictor = ssm_jax.load(
             _CHECKPOINT.value,
             score_threshold=_SCORE_THRESHOLD.value,

@@ -171,20 +171,26 @@ class Predictor:
         """Yields (indices into `images`, resized sizes [B, 2], outputs on the host) a batch."""
         config = self.model_config
         prepared = [prepare(image, config.image_size, config.max_size) for image in images]
-        by_canvas: dict[tuple[int, int], list[int]] = {}
+        alike: dict[tuple, list[int]] = {}
         for index, image in enumerate(prepared):
-            by_canvas.setdefault(_canvas(image.shape), []).append(index)
-        for canvas, members in by_canvas.items():
+            key = (*_canvas(image.shape), image.shape[2], image.dtype)
+            alike.setdefault(key, []).append(index)
+        pending = None
+        for (*shape, dtype), members in alike.items():
             for start in range(0, len(members), self.batch_size):
                 indices = members[start : start + self.batch_size]
-                batch = np.zeros((self.batch_size, *canvas, 3), np.float32)
+                batch = np.zeros((self.batch_size, *shape), dtype)
                 sizes = np.full((self.batch_size, 2), PADDING_MULTIPLE, np.int32)
                 for row, index in enumerate(indices):
                     height, width = prepared[index].shape[:2]
                     batch[row, :height, :width] = prepared[index]
                     sizes[row] = height, width
                 outputs = function(self.variables, batch, sizes, *args)
-                yield indices, sizes, jax.device_get(outputs)
+                if pending:  # the device has work while the host looks at the batch before
+                    yield *pending[:2], jax.device_get(pending[2])
+                pending = indices, sizes, outputs
+        if pending:
+            yield *pending[:2], jax.device_get(pending[2])
 
 
 def load(
@@ -227,7 +233,8 @@ def prepare(image: np.ndarray, image_size: int, max_size: int) -> np.ndarray:
       max_size: bound of the resized long side, pixels.
 
     Returns:
-      [h, w, 3] float32 in [0, 1].
+      [h, w, C] with the channels that the slice has, 1 or 3: uint8 where that is what came and
+      nothing was to be resized, or else float32 in [0, 1].
 
     Raises:
       ValueError: what is wrong with the slice.
@@ -237,7 +244,12 @@ def prepare(image: np.ndarray, image_size: int, max_size: int) -> np.ndarray:
         raise ValueError(f"a slice must be [H, W] or [H, W, 3], not {list(image.shape)}")
     if image.size == 0:
         raise ValueError(f"a slice needs pixels, this one has the shape {list(image.shape)}")
+    image = image[..., None] if image.ndim == 2 else image
+    height, width = resized_shape(*image.shape[:2], image_size, max_size)
+    same = (height, width) == image.shape[:2]
     if image.dtype == np.uint8:
+        if same:
+            return image
         values = image.astype(np.float32) / 255
     elif np.issubdtype(image.dtype, np.floating):
         values = image.astype(np.float32)
@@ -249,11 +261,7 @@ def prepare(image: np.ndarray, image_size: int, max_size: int) -> np.ndarray:
             )
     else:
         raise ValueError(f"a slice must be uint8 or float in [0, 1], not {image.dtype}")
-    values = values[..., None] if values.ndim == 2 else values
-    height, width = resized_shape(*values.shape[:2], image_size, max_size)
-    if (height, width) != values.shape[:2]:
-        values = resize_bilinear(values, height, width)
-    return np.broadcast_to(values, (height, width, 3))
+    return values if same else resize_bilinear(values, height, width)
 
 
 @functools.lru_cache

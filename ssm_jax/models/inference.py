@@ -73,7 +73,7 @@ def make_predict_fn(config: ModelConfig, masks: bool = True, roi_batch: bool = F
 
     @jax.jit
     def predict(variables, images, image_sizes, score_threshold=0.75, nms_threshold=0.5):
-        features = ssm.stage(config, variables, "extract", images, image_sizes, train=False)
+        features = extract(config, variables, images, image_sizes)
         proposals = ssm.proposals_from(config, variables, features, image_sizes)
         classified, segmented = ssm.read_boxes(config, variables, features, proposals.boxes)
         class_logits, selection = _classify(config, variables, classified, proposals, image_sizes)
@@ -105,13 +105,31 @@ def make_classify_fn(config: ModelConfig):
 
     @jax.jit
     def classify(variables, images, image_sizes):
-        features = ssm.stage(config, variables, "extract", images, image_sizes, train=False)
+        features = extract(config, variables, images, image_sizes)
         proposals = ssm.proposals_from(config, variables, features, image_sizes)
         branch = ("classify_boxes",)
         (classified,) = ssm.read_boxes(config, variables, features, proposals.boxes, branch)
         return _classify(config, variables, classified, proposals, image_sizes)[0]
 
     return classify
+
+
+def extract(config: ModelConfig, variables: Any, images: Array, image_sizes: Array) -> Array:
+    """Feature maps [B, h, w, 256] of B slices, without gradient.
+
+    On a CPU slice after slice: what a layer of one slice writes is in the cache still when the
+    next layer reads it.
+    """
+
+    def together(images, image_sizes):
+        return ssm.stage(config, variables, "extract", images, image_sizes, train=False)
+
+    def in_turn(images, image_sizes):
+        return lax.map(lambda x: together(x[0][None], x[1][None])[0], (images, image_sizes))
+
+    if images.shape[0] == 1:
+        return together(images, image_sizes)
+    return lax.platform_dependent(images, image_sizes, cpu=in_turn, default=together)
 
 
 def _classify(
