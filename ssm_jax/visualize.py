@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CLASS_NAMES = LONG_NAMES
 
+# Of the best detection, the second and so on, and again from the first.
+PREDICTED_COLORS = ((255, 176, 46), (66, 186, 255), (255, 96, 152), (178, 140, 255), (255, 236, 92))
 PANEL = 448  # pixels of a panel's longer side
 _GAP = 12
 _HEADER = 34  # title line above the panels
@@ -31,7 +33,6 @@ _DIM = (160, 166, 178)
 _RIGHT = (94, 214, 130)
 _WRONG = (255, 107, 107)
 _TRUTH = (80, 235, 120)
-_PREDICTED = ((255, 176, 46), (66, 186, 255), (255, 96, 152), (178, 140, 255), (255, 236, 92))
 _MASK_OPACITY = 0.42
 _SCORES = ((72, 118, 255), (56, 200, 230), (250, 215, 70), (255, 72, 60))
 
@@ -291,7 +292,7 @@ def _draw_legend(draw, top: int, prediction, with_truth: bool) -> None:
     if with_truth:
         draw.rectangle((x, middle - 6, x + 18, middle + 6), outline=_TRUTH, width=2)
         x = _legend_text(draw, x + 26, middle, "true lesion")
-    for color in _PREDICTED:
+    for color in PREDICTED_COLORS:
         draw.rectangle((x, middle - 6, x + 12, middle + 6), fill=color)
         x += 14
     shape = "box" if prediction.masks is None else "mask, box"
@@ -305,7 +306,7 @@ def _legend_text(draw, x: float, middle: float, text: str) -> float:
 
 
 def _color(index: int) -> Color:
-    return _PREDICTED[index % len(_PREDICTED)]
+    return PREDICTED_COLORS[index % len(PREDICTED_COLORS)]
 
 
 def _lesions(count: int) -> str:

@@ -1,6 +1,7 @@
 """The report: well-formed, complete, self-contained, and every text escaped."""
 
 import html.parser
+import json
 import re
 
 import numpy as np
@@ -22,7 +23,7 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.tags, self.open, self.text, self.texts = [], [], "", {}
+        self.tags, self.open, self.text, self.texts, self.data = [], [], "", {}, []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -36,7 +37,9 @@ class Page(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open and self.open[-1] not in ("script", "style"):
+        if self.tags and self.tags[-1] == ("script", {"type": "application/json"}):
+            self.data.append(json.loads(data))
+        elif self.open and self.open[-1] not in ("script", "style"):
             self.text += data
         else:
             self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)

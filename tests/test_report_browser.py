@@ -1,48 +1,20 @@
 """The report in a headless Chromium: nothing on the console, no request, everything in sight."""
 
-import shutil
-
 import pytest
 
 from ssm_jax.report import compare, evaluation
+from tests import browsers
+from tests.browsers import assert_silent, opened
 from tests.report_tools import sample
 from tests.test_report import SECTIONS
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
-# As root and without a network a browser needs these.
-ARGUMENTS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-)
+pytestmark = browsers.needed
 
 
 @pytest.fixture(scope="module")
 def browser():
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
-        yield launched
-        launched.close()
-
-
-def opened(browser, path, **settings):
-    """A page of a file, with what it said and asked for so far."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900}, **settings)
-    page.said, page.asked = [], []
-    page.on("console", lambda message: page.said.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: page.said.append(f"error: {error}"))
-    page.on("request", lambda request: page.asked.append(request.url))
-    page.on("dialog", lambda dialog: (page.said.append("dialog"), dialog.dismiss()))
-    page.goto(path.as_uri())
-    return page
-
-
-def assert_silent(page, path):
-    assert page.said == []
-    assert [url for url in page.asked if not url.startswith("data:")] == [path.as_uri()]
+    with browsers.launched() as browser:
+        yield browser
 
 
 def test_the_report(browser, tmp_path):

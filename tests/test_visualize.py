@@ -44,7 +44,7 @@ def test_three_panels_show_slice_truth_and_prediction():
     assert contours.sum() < 0.25 * filled.sum()
     assert has(truth, (100, 100, 100))[~filled].all()
     # The prediction: opaque rim and box, translucent inside, nothing at the missed lesion.
-    color = np.array(visualize._PREDICTED[0])
+    color = np.array(visualize.PREDICTED_COLORS[0])
     mixed = np.round((1 - visualize._MASK_OPACITY) * 100 + visualize._MASK_OPACITY * color)
     assert (predicted[140, 120] == mixed).all()
     x1, y1, x2, y2 = 2 * np.array(box_of(masks[0]))
@@ -64,7 +64,7 @@ def test_without_truth_and_without_masks():
     assert two.width < three.width
     predicted = panel(two, 1)
     assert (predicted[140, 120] == 100).all()
-    for color in visualize._PREDICTED[:2]:
+    for color in visualize.PREDICTED_COLORS[:2]:
         assert has(predicted, color).any()
     assert (panel(three, 1) == 100).all()
 

@@ -121,6 +121,68 @@ def scores(values: np.ndarray, title: str) -> Html:
     return element("figure", svg, class_="chart strip")
 
 
+def along(values: np.ndarray, names: Sequence[str], title: str) -> Html:
+    """Shares in [0, 1] of each class along the slices of a scan, a line a class.
+
+    Args:
+      values: float [N, K]; NaN where a slice could not be read: the lines have a gap there.
+      names: K names, in a legend below.
+      title: read to those who can not see it.
+
+    Returns:
+      A figure of class "along". The SVG has `data-left` and `data-step`, where the first slice
+      starts and how wide each is in units of its view box, and a line of class "cursor" to be
+      moved to a slice.
+    """
+    width, height = 900, 170
+    count = len(values)
+    step = width / max(count, 1)
+
+    def place(index: float, share: float) -> tuple[float, float]:
+        return round(_LEFT + step * (index + 0.5), 2), round(_TOP + height * (1 - share), 2)
+
+    base = _TOP + height
+    marks = []
+    for tick in (0, 0.5, 1):
+        _, y = place(0, tick)
+        marks.append(element("path", d=f"M{_LEFT} {y}H{_LEFT + width}", class_="grid"))
+        marks.append(element("text", f"{tick:g}", x=_LEFT - 7, y=y + 4, class_="tick end"))
+    every = max(1, -(-count // 15))  # at most 15 numbers below
+    for index in range(0, count, every):
+        x, _ = place(index, 0)
+        marks.append(element("text", str(index + 1), x=x, y=base + 17, class_="tick middle"))
+    label = {"x": _LEFT + width / 2, "y": base + 37, "class_": "label"}
+    marks.append(element("text", "Slice", **label))
+    unread = np.isnan(values).any(axis=1)
+    marks += [
+        _box(_LEFT + step * index, _TOP, max(step, 1), height, "gap")
+        for index in np.flatnonzero(unread)
+    ]
+    for k in range(len(names)):
+        for start, stop in _readable(unread):
+            points = [place(index, float(values[index, k])) for index in range(start, stop)]
+            if len(points) == 1:
+                (x, y), dot = points[0], f"point point-{k}"
+                marks.append(element("circle", cx=x, cy=y, r=4, class_=dot))
+                continue
+            listed = " ".join(f"{x:g},{y:g}" for x, y in points)
+            marks.append(element("polyline", points=listed, class_=f"line line-{k}"))
+    x, _ = place(0, 0)
+    marks.append(element("line", x1=x, x2=x, y1=_TOP, y2=base, class_="cursor"))
+    size = (_LEFT + width + _RIGHT, base + _BOTTOM)
+    svg = _svg(*size, title, marks, data_left=_LEFT, data_step=f"{step:.6f}")
+    legend = [
+        element("li", element("span", class_=f"key key-{k}"), name) for k, name in enumerate(names)
+    ]
+    return element("figure", svg, element("ul", legend, class_="legend"), class_="chart along")
+
+
+def _readable(unread: np.ndarray) -> list[tuple[int, int]]:
+    """Runs [start, stop) of slices that were read, from bool [N]."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[True], unread, [True]]).astype(int)))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+
+
 def meter(value: float, low: float, high: float, reference: float | None = None) -> Html:
     """A figure in [0, 1] with its interval on a small scale.
 
@@ -183,9 +245,10 @@ def _canvas(side: int, title: str, marks: list[Html]) -> Html:
     return _svg(_LEFT + side + _RIGHT, _TOP + side + _BOTTOM, title, marks)
 
 
-def _svg(width: float, height: float, title: str, marks: list[Html]) -> Html:
+def _svg(width: float, height: float, title: str, marks: list[Html], **attributes: object) -> Html:
     box = f"0 0 {width} {height}"
-    return element("svg", marks, viewBox=box, role="img", aria_label=title, width=width)
+    shown = {"viewBox": box, "role": "img", "aria_label": title, "width": width}
+    return element("svg", marks, **shown, **attributes)
 
 
 def _box(x: float, y: float, width: float, height: float, class_: str, rx: float = 0) -> Html:

@@ -98,14 +98,23 @@ def details(summary: Any, *content: Any, open_: bool = False, class_: str | None
 
 def picture(image: Image.Image, alt: str) -> Html:
     """A picture inside the page: JPEG as a data URI."""
-    data = io.BytesIO()
-    image.convert("RGB").save(data, "JPEG", quality=84, optimize=True)
-    encoded = base64.b64encode(data.getvalue()).decode("ascii")
     width, height = image.size
     return element(
         "img",
-        src=f"data:image/jpeg;base64,{encoded}",
+        src=data_uri(jpeg(image.convert("RGB"), 84)),
         alt=alt,
         width=width,
         height=height,
     )
+
+
+def jpeg(image: Image.Image, quality: int) -> bytes:
+    """A picture, grey or RGB, as the bytes of a JPEG file of some quality (1 to 95)."""
+    data = io.BytesIO()
+    image.save(data, "JPEG", quality=quality, optimize=True)
+    return data.getvalue()
+
+
+def data_uri(data: bytes) -> str:
+    """The address of a JPEG file that is inside the page."""
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode('ascii')}"

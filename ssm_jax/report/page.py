@@ -26,7 +26,9 @@ class Section:
     content: Html
 
 
-def page(title: str, lead: str, sections: Sequence[Section], footer: str) -> str:
+def page(
+    title: str, lead: str, sections: Sequence[Section], footer: str, parts: Sequence[str] = ()
+) -> str:
     """The whole document.
 
     Args:
@@ -34,6 +36,8 @@ def page(title: str, lead: str, sections: Sequence[Section], footer: str) -> str
       lead: a line below it.
       sections: in order; each gets a link in the navigation.
       footer: last line.
+      parts: of this package, "<part>.css" and "<part>.js" that the page needs besides the common
+        ones.
 
     Returns:
       The text of an HTML file.
@@ -59,7 +63,7 @@ def page(title: str, lead: str, sections: Sequence[Section], footer: str) -> str
         ),
         element("main", [_section(s) for s in sections], id="content"),
         element("footer", footer),
-        element("script", Html(_resource("script.js"))),
+        [element("script", Html(_resource(f"{part}.js"))) for part in ("script", *parts)],
     ]
     head = [
         element("meta", charset="utf-8"),
@@ -67,7 +71,7 @@ def page(title: str, lead: str, sections: Sequence[Section], footer: str) -> str
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("link", rel="icon", href="data:,"),
         element("title", title),
-        element("style", Html(_resource("style.css"))),
+        [element("style", Html(_resource(f"{part}.css"))) for part in ("style", *parts)],
     ]
     whole = element("html", element("head", head), element("body", body), lang="en")
     return f"<!DOCTYPE html>\n{whole}\n"
