@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ssm_jax/__init__.py").read_text())[1]
 
+SERVE = ["python-multipart>=0.0.18,<0.1", "starlette>=0.46,<2", "uvicorn>=0.30,<1"]
+
 setup(
     name="ssm-jax",
     version=VERSION,
@@ -17,7 +19,10 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ssm_jax*", "experiments*", "configs*"]),
-    package_data={"ssm_jax.report": ["*.css", "*.js", "*.json"]},
+    package_data={
+        "ssm_jax.report": ["*.css", "*.js", "*.json"],
+        "ssm_jax.serve": ["*.css", "*.js"],
+    },
     install_requires=[
         "absl-py>=2.1,<3",
         "array-record>=0.5,<1",
@@ -39,8 +44,11 @@ setup(
         "tqdm>=4.66,<5",
     ],
     extras_require={
+        "serve": SERVE,
         "cuda": ["jax[cuda12]>=0.7,<0.12"],
         "test": [
+            *SERVE,
+            "httpx>=0.27,<1",  # starlette's test client
             "hypothesis>=6.100,<7",
             "matplotlib>=3.9,<4",
             "playwright>=1.50,<2",  # drives a Chromium that is installed; without one tests skip

@@ -9,6 +9,7 @@ from tests.browsers import assert_silent, opened
 from tests.scan_tools import HEIGHT, WIDTH, lesions
 from tests.scan_tools import scan as made_up
 
+expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
 pytestmark = browsers.needed
 MASKS = """() => {
   const canvas = document.querySelector(".stage canvas");
@@ -70,7 +71,7 @@ def test_it_starts_with_the_most_telling_slice(page):
         "[document.querySelector('.stage img').naturalWidth, "
         "document.querySelector('.stage img').naturalHeight]"
     )
-    page.wait_for_function("document.querySelector('.stage img').complete")
+    page.locator(".stage img").evaluate("e => e.decode()")
     assert page.evaluate(size) == [WIDTH, HEIGHT]
     box = page.locator(".stage").bounding_box()
     assert box["width"] / box["height"] == pytest.approx(WIDTH / HEIGHT, rel=0.01)
@@ -85,12 +86,12 @@ def test_twenty_slices_by_wheel_and_by_keys(page):
     seen = []
     for _ in range(20):
         page.mouse.wheel(0, 100)
-        page.wait_for_function(f"document.querySelector('.slice-slider').value > {len(seen) + 1}")
+        expect(page.locator(".slice-slider")).to_have_value(str(len(seen) + 2))
         seen.append(current(page))
     assert seen == list(range(2, 22))
     assert page.evaluate("window.scrollY") == top
     page.mouse.wheel(0, -100)
-    page.wait_for_function("document.querySelector('.slice-slider').value < 21")
+    expect(page.locator(".slice-slider")).to_have_value("20")
     assert current(page) == 20
     page.keyboard.press("ArrowRight")
     assert current(page) == 21
@@ -158,7 +159,7 @@ def test_overlay_opacity_and_boxes_can_be_switched(page):
 
 
 def test_overlays_change_pixels_on_the_screen(page):
-    page.wait_for_function("document.querySelector('.stage img').complete")
+    page.locator(".stage img").evaluate("e => e.decode()")
     shown = page.locator(".stage").screenshot()
     page.uncheck(".overlay")
     hidden = page.locator(".stage").screenshot()

@@ -14,7 +14,7 @@ NOTICE = (
     "describe this model on these slices only."
 )
 # The browser itself then refuses whatever is not in the page.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+ALONE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,13 @@ class Section:
 
 
 def page(
-    title: str, lead: str, sections: Sequence[Section], footer: str, parts: Sequence[str] = ()
+    title: str,
+    lead: str,
+    sections: Sequence[Section],
+    footer: str,
+    style: str = "",
+    script: str = "",
+    policy: str = ALONE,
 ) -> str:
     """The whole document.
 
@@ -36,8 +42,9 @@ def page(
       lead: a line below it.
       sections: in order; each gets a link in the navigation.
       footer: last line.
-      parts: of this package, "<part>.css" and "<part>.js" that the page needs besides the common
-        ones.
+      style: a style sheet that the page needs besides the common one.
+      script: the same.
+      policy: its Content-Security-Policy; by default that of a page that asks for nothing.
 
     Returns:
       The text of an HTML file.
@@ -63,15 +70,15 @@ def page(
         ),
         element("main", [_section(s) for s in sections], id="content"),
         element("footer", footer),
-        [element("script", Html(_resource(f"{part}.js"))) for part in ("script", *parts)],
+        [element("script", Html(text)) for text in (resource("script.js"), script) if text],
     ]
     head = [
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("link", rel="icon", href="data:,"),
         element("title", title),
-        [element("style", Html(_resource(f"{part}.css"))) for part in ("style", *parts)],
+        [element("style", Html(text)) for text in (resource("style.css"), style) if text],
     ]
     whole = element("html", element("head", head), element("body", body), lang="en")
     return f"<!DOCTYPE html>\n{whole}\n"
@@ -100,11 +107,12 @@ def with_interval(
     return join(shown, element("small", f"{low} – {high}"))
 
 
+def resource(name: str, package: str = __package__) -> str:
+    """The text of a style sheet or script that lies beside the modules of a package."""
+    return importlib.resources.files(package).joinpath(name).read_text(encoding="utf-8")
+
+
 def _section(section: Section) -> Html:
     heading = element("h2", section.title, id=f"{section.id}-title")
     labelled = f"{section.id}-title"
     return element("section", heading, section.content, id=section.id, aria_labelledby=labelled)
-
-
-def _resource(name: str) -> str:
-    return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

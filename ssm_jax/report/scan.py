@@ -14,7 +14,7 @@ import ssm_jax
 from ssm_jax.classes import long_names
 from ssm_jax.report import charts
 from ssm_jax.report.html import Html, data_uri, details, element, join, jpeg
-from ssm_jax.report.page import Section, page
+from ssm_jax.report.page import Section, page, resource
 from ssm_jax.report.page import facts as fact_table
 from ssm_jax.scans.result import ScanResult, ScanSummary, SliceResult
 from ssm_jax.visualize import PREDICTED_COLORS
@@ -66,7 +66,8 @@ def scan_report(
     lead = results[0].name if len(results) == 1 else f"{len(results)} scans, {slices} slices"
     today = datetime.date.today().isoformat()
     footer = f"Made by ssm_jax {ssm_jax.__version__} on {today}. Not a medical device."
-    return page("Predicted CT scans", lead, sections, footer, parts=("viewer",))
+    parts = (resource("viewer.css"), resource("viewer.js"))
+    return page("Predicted CT scans", lead, sections, footer, *parts)
 
 
 def viewer_data(result: ScanResult, limit: int) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""A local server: uploads in, the report of a scan and its files out."""

@@ -1,0 +1,132 @@
+"use strict";
+(() => {
+  const POLL = 500; // milliseconds
+  const $ = (id) => document.getElementById(id);
+  const drop = $("drop"), field = $("file"), bar = $("bar");
+  let turn = 0; // counts uploads: what belongs to an earlier one is not shown any more
+
+  function fail(text) {
+    $("error").textContent = text;
+    $("error").hidden = false;
+    $("progress").hidden = true;
+  }
+
+  function show(label, state, share) {
+    $("error").hidden = true;
+    $("progress").hidden = false;
+    $("label").textContent = label;
+    $("state").textContent = state;
+    if (share === null) bar.removeAttribute("value");
+    else bar.value = share;
+  }
+
+  function buttons(job) {
+    $("open").hidden = !(job && job.state === "done");
+    $("delete").hidden = !job;
+    if (job) $("open").href = `/scans/${job.id}/report.html`;
+  }
+
+  function described(job) {
+    if (job.state === "waiting")
+      return [`Waiting: number ${job.position} in the line.`, null];
+    if (job.state === "done") return ["Done.", 1];
+    const which = job.scans > 1 ? `Scan ${job.scan} of ${job.scans}: ` : "";
+    if (!job.total) return [which + "reading…", null];
+    if (job.done >= job.total) return [which + "writing the results…", 1];
+    return [`${which}slice ${job.done} of ${job.total}`, job.done / job.total];
+  }
+
+  // Follows a job to its end; opens the result of one that ended while we looked.
+  async function follow(id) {
+    const mine = ++turn;
+    let watched = false;
+    while (mine === turn) {
+      let job;
+      try {
+        const answer = await fetch(`/scans/${encodeURIComponent(id)}`);
+        job = await answer.json();
+        if (mine !== turn) return;
+        if (!answer.ok) {
+          history.replaceState(null, "", "/");
+          return fail(job.error);
+        }
+      } catch {
+        return fail("The server does not answer. Is it still running? Then load this page again.");
+      }
+      if (job.state === "failed") {
+        history.replaceState(null, "", "/");
+        return fail(`${job.label}: ${job.error}`);
+      }
+      show(job.label, ...described(job));
+      buttons(job);
+      if (job.state === "done") {
+        if (watched) location.assign(`/scans/${job.id}/report.html`);
+        return;
+      }
+      watched = true;
+      await new Promise((resume) => setTimeout(resume, POLL));
+    }
+  }
+
+  function send(files) {
+    const all = [...files];
+    if (!all.length) return;
+    const bytes = all.reduce((sum, file) => sum + file.size, 0);
+    const limit = Number(drop.dataset.limit), most = Number(drop.dataset.files);
+    if (bytes > limit)
+      return fail(`${bytes} bytes are too many: this server takes ${limit} at once.`);
+    if (all.length > most)
+      return fail(`${all.length} files are too many: this server takes ${most}; zip the series.`);
+    const mine = ++turn;
+    const form = new FormData();
+    for (const file of all) form.append("file", file, file.name);
+    const label = all.length === 1 ? all[0].name : `${all.length} files`;
+    const request = new XMLHttpRequest();
+    request.responseType = "json";
+    request.upload.addEventListener("progress", (event) => {
+      if (mine === turn) show(label, "Uploading…", event.loaded / Math.max(event.total, 1));
+    });
+    request.addEventListener("load", () => {
+      if (mine !== turn) return;
+      if (request.status !== 202)
+        return fail(request.response ? request.response.error : `Error ${request.status}`);
+      history.replaceState(null, "", `/#${request.response.id}`);
+      follow(request.response.id);
+    });
+    request.addEventListener("error", () => {
+      if (mine === turn) fail("The upload was broken off: the server is gone or refused it.");
+    });
+    show(label, "Uploading…", 0);
+    buttons(null);
+    request.open("POST", "/scans");
+    request.send(form);
+  }
+
+  for (const name of ["dragenter", "dragover"])
+    drop.addEventListener(name, (event) => {
+      event.preventDefault();
+      drop.classList.add("over");
+    });
+  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
+  drop.addEventListener("drop", (event) => {
+    event.preventDefault();
+    drop.classList.remove("over");
+    send(event.dataTransfer.files);
+  });
+  field.addEventListener("change", () => {
+    send(field.files);
+    field.value = "";
+  });
+  $("delete").addEventListener("click", async () => {
+    const id = location.hash.slice(1);
+    turn++;
+    history.replaceState(null, "", "/");
+    $("progress").hidden = true;
+    await fetch(`/scans/${encodeURIComponent(id)}`, { method: "DELETE" });
+  });
+  const known = () => {
+    if (/^#[\w-]{22}$/.test(location.hash)) follow(location.hash.slice(1));
+  };
+  window.addEventListener("hashchange", known);
+  known();
+})();
