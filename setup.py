@@ -26,6 +26,7 @@ setup(
     install_requires=[
         "absl-py>=2.1,<3",
         "array-record>=0.5,<1",
+        "flatbuffers>=24.3,<27",  # jax.export writes with it
         "flax>=0.10,<0.14",
         "grain>=0.2.10,<0.3",
         # needed by tensorflow-datasets, which does not say so

@@ -122,9 +122,7 @@ class Predictor:
         Raises:
           ValueError: a threshold outside [0, 1], or a batch size below 1.
         """
-        for name, value in (("score", score_threshold), ("nms", nms_threshold)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name}_threshold must lie in [0, 1], not {value}")
+        check_thresholds(score_threshold, nms_threshold)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.model_config = model_config
@@ -222,6 +220,13 @@ def load(
 
     model_config, variables, _ = load_model(path)
     return Predictor(model_config, variables, score_threshold, nms_threshold, masks, batch_size)
+
+
+def check_thresholds(score_threshold: float, nms_threshold: float) -> None:
+    """Raises ValueError, which names the threshold, where one lies outside [0, 1]."""
+    for name, value in (("score", score_threshold), ("nms", nms_threshold)):
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name}_threshold must lie in [0, 1], not {value}")
 
 
 def prepare(image: np.ndarray, image_size: int, max_size: int) -> np.ndarray:

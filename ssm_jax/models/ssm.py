@@ -206,7 +206,7 @@ def for_masks_in_use(counts: Array, body: Callable[[Any, Array, Array], Any], in
     ends = jnp.cumsum(chunks)
 
     def step(index, state):
-        image = jnp.searchsorted(ends, index, side="right").astype(jnp.int32)
+        image = (ends <= index).sum().astype(jnp.int32)
         chunk = index - (ends[image] - chunks[image])
         return body(state, image, chunk * MASK_CHUNK)
 

@@ -159,14 +159,14 @@ def map_rois(
 
     def run(pool, boxes):
         padded = jnp.pad(boxes, ((0, 0), (0, -count % size), (0, 0)), mode="edge")
-        chunks = padded.reshape(-1, size, 4)
-        per_image = len(chunks) // images
+        per_image = padded.shape[1] // size
+        chunks = padded.reshape(images * per_image, size, 4)
 
         def one(chunk):
             index, some_boxes = chunk
             return function(pool(features[index // per_image], some_boxes))
 
-        results = lax.map(one, (jnp.arange(len(chunks)), chunks))
+        results = lax.map(one, (jnp.arange(images * per_image), chunks))
         return jax.tree.map(
             lambda x: x.reshape(images, per_image * size, *x.shape[2:])[:, :count], results
         )

@@ -1,0 +1,179 @@
+"""A model in one file that runs wherever JAX does, without this package.
+
+The file is a zip of two entries: `program.bin`, a serialized `jax.export` artifact with the weights
+inside, and `metadata.json`, which says what goes in, what comes out and what the model is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+import ssm_jax
+from ssm_jax import classes
+from ssm_jax.config import ModelConfig
+from ssm_jax.models.inference import make_predict_fn
+from ssm_jax.predictor import check_thresholds
+
+PROGRAM, METADATA = "program.bin", "metadata.json"
+PLATFORMS = ("cpu", "cuda", "tpu")
+INPUT_TYPES = ("uint8", "float32")
+
+_INPUT = (
+    "grey CT slices of b images, windowed as those the model was trained on (a lung window), "
+    "resized to fill the square; {values}"
+)
+_VALUES = {"uint8": "0 to 255", "float32": "0 to 1"}
+_OUTPUTS = {
+    "class_logits": "of the image classes, in their order; a softmax makes them probabilities",
+    "boxes": "x1, y1, x2, y2 of the lesions, pixels of the input; by decreasing score",
+    "scores": "of the boxes, 0 to 1",
+    "labels": "lesion class of the boxes, from 1",
+    "valid": "whether a row of boxes, scores, labels and mask_probabilities is in use; those are "
+    "the first rows",
+    "mask_probabilities": "of the lesion in its box, which the grid divides evenly; 0 to 1",
+}
+
+
+def export_program(
+    model_config: ModelConfig,
+    variables: Mapping[str, Any],
+    score_threshold: float = 0.75,
+    nms_threshold: float = 0.5,
+    masks: bool = True,
+    input_type: str = "uint8",
+) -> export.Exported:
+    """Inference as a program of its own, for any batch size and for `PLATFORMS`.
+
+    Compiled for a batch size, it gives bit for bit what `models.inference.make_predict_fn` gives
+    there, on the same machine.
+
+    Args:
+      model_config: the model.
+      variables: {"params": ..., "batch_stats": ...}; they become part of the program.
+      score_threshold: detections have a larger score, in [0, 1].
+      nms_threshold: IoU above which the lower-scored box is dropped, in [0, 1].
+      masks: whether to predict masks.
+      input_type: "uint8" (0 to 255) or "float32" (0 to 1).
+
+    Returns:
+      A program of images [b, S, S], S being the model's `image_size`. It returns a dict of
+      class_logits [b, K] float32, boxes [b, D, 4] float32, scores [b, D] float32, labels [b, D]
+      int32, valid [b, D] bool and, with masks, mask_probabilities [b, D, 28, 28] float32; see
+      `models.inference.Predictions`.
+
+    Raises:
+      ValueError: a threshold outside [0, 1] or another input type.
+    """
+    check_thresholds(score_threshold, nms_threshold)
+    if input_type not in INPUT_TYPES:
+        raise ValueError(f"input_type must be one of {', '.join(INPUT_TYPES)}, not {input_type!r}")
+    predict = make_predict_fn(model_config, masks=masks)
+    size = model_config.image_size
+    thresholds = (np.float32(score_threshold), np.float32(nms_threshold))
+    # A compiler multiplies by 1 / 255 where NumPy divides, which rounds otherwise.
+    grey_values = np.arange(256, dtype=np.float32) / 255
+
+    @jax.jit
+    def run(images):
+        sizes = jnp.full((images.shape[0], 2), size, jnp.int32)
+        if input_type == "uint8":
+            images = jnp.asarray(grey_values)[images]
+        # What is constant here is an argument elsewhere: the barrier keeps the compiler from
+        # computing with it in advance, which would round differently.
+        inputs = (dict(variables), images[..., None], sizes, *thresholds)
+        predictions = predict(*jax.lax.optimization_barrier(inputs))
+        outputs = {name: getattr(predictions, name) for name in _OUTPUTS}
+        return {name: value for name, value in outputs.items() if value is not None}
+
+    (batch,) = export.symbolic_shape("b")
+    images = jax.ShapeDtypeStruct((batch, size, size), input_type)
+    return export.export(run, platforms=PLATFORMS)(images)
+
+
+def write(
+    path: str | os.PathLike,
+    model_config: ModelConfig,
+    variables: Mapping[str, Any],
+    score_threshold: float = 0.75,
+    nms_threshold: float = 0.5,
+    masks: bool = True,
+    input_type: str = "uint8",
+    step: int | None = None,
+    mask_type: str | None = None,
+) -> dict[str, Any]:
+    """Writes a model as one file, never a part of it.
+
+    Args:
+      path: of the file; replaced.
+      model_config: see `export_program`, as for the next five.
+      variables: the weights.
+      score_threshold: in [0, 1].
+      nms_threshold: in [0, 1].
+      masks: whether to predict masks.
+      input_type: "uint8" or "float32".
+      step: iterations that the model was trained for, if known.
+      mask_type: of the training data, if known: a key of `classes.LESION_CLASSES`, which names the
+        lesion classes.
+
+    Returns:
+      The metadata in the file.
+
+    Raises:
+      ValueError: as `export_program`.
+      OSError: the file cannot be written.
+    """
+    options = (score_threshold, nms_threshold, masks, input_type)
+    program = export_program(model_config, variables, *options)
+    facts = {
+        "format": "ssm_jax portable model",
+        "format_version": 1,
+        "notice": "Research software. Not a medical device; not for diagnosis.",
+        "platforms": list(program.platforms),
+        "versions": {
+            "ssm_jax": ssm_jax.__version__,
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+            "calling_convention": program.calling_convention_version,
+        },
+        "model": dataclasses.asdict(model_config),
+        "step": step,
+        "score_threshold": score_threshold,
+        "nms_threshold": nms_threshold,
+        "image_classes": list(classes.long_names(model_config.image_classes)),
+        "lesion_classes": classes.lesion_names(mask_type) if mask_type else None,
+        "inputs": {
+            "images": _described(program.in_avals[0], _INPUT.format(values=_VALUES[input_type]))
+        },
+        "outputs": {
+            name: _described(aval, _OUTPUTS[name])
+            for name, aval in jax.tree.unflatten(program.out_tree, program.out_avals).items()
+        },
+    }
+    path = pathlib.Path(path)
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+            file.writestr(METADATA, json.dumps(facts, indent=2) + "\n")
+            file.writestr(PROGRAM, bytes(program.serialize()))
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return facts
+
+
+def _described(aval: Any, meaning: str) -> dict[str, Any]:
+    """Shape, data type and meaning of an input or output; the batch size reads "b"."""
+    shape = [side if isinstance(side, int) else str(side) for side in aval.shape]
+    return {"shape": shape, "dtype": str(aval.dtype), "meaning": meaning}
