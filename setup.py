@@ -8,6 +8,15 @@ from setuptools import find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ssm_jax/__init__.py").read_text())[1]
 
+MEDICAL = [
+    "highdicom>=0.25,<0.29",
+    "nibabel>=5.2,<6",
+    "pydicom>=3.0,<4",
+    "pylibjpeg>=2.0,<3",
+    "pylibjpeg-libjpeg>=2.1,<3",
+    "pylibjpeg-openjpeg>=2.3,<3",
+    "pyjpegls>=1.4,<2",
+]
 SERVE = ["python-multipart>=0.0.18,<0.1", "starlette>=0.46,<2", "uvicorn>=0.30,<1"]
 
 setup(
@@ -45,9 +54,11 @@ setup(
         "tqdm>=4.66,<5",
     ],
     extras_require={
+        "medical": MEDICAL,
         "serve": SERVE,
         "cuda": ["jax[cuda12]>=0.7,<0.12"],
         "test": [
+            *MEDICAL,
             *SERVE,
             "httpx>=0.27,<1",  # starlette's test client
             "hypothesis>=6.100,<7",

@@ -78,3 +78,38 @@ def with_marked(text: str, begin: str, end: str, body: str) -> str:
     if not (found and closed):
         raise ValueError(f"it has no place for the table: add the lines {begin} and {end}")
     return f"{before}{begin}\n\n{body}\n{end}{after}"
+
+
+def load_predictor(path: str, **settings):
+    """A checkpoint's model, and what people want to know of it.
+
+    Args:
+      path: see `CHECKPOINT_HELP`.
+      **settings: of `ssm_jax.predictor.Predictor`.
+
+    Returns:
+      the Predictor, and its facts: label and value, in reading order.
+
+    Raises:
+      CheckpointError: no checkpoint there, not ours, or damaged.
+      ValueError: a threshold outside [0, 1].
+    """
+    import jax
+
+    from ssm_jax.checkpoints import load_model
+    from ssm_jax.classes import long_names
+    from ssm_jax.predictor import Predictor
+
+    config, variables, info = load_model(path)
+    predictor = Predictor(config, variables, **settings)
+    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
+    facts = {
+        "Checkpoint": str(info.path),
+        "Iteration": str(info.step) if info.config else "imported",
+        "Network": f"{config.backbone}, {config.blocks} blocks, {count:,} parameters",
+        "Classes": ", ".join(long_names(config.image_classes)) or "none: it only segments",
+        "Score threshold": f"{predictor.score_threshold:g}",
+        "NMS threshold": f"{predictor.nms_threshold:g}",
+        "Computed on": f"{jax.devices()[0].device_kind} with JAX {jax.__version__}",
+    }
+    return predictor, facts

@@ -1,20 +1,28 @@
-"""Finds lesions and the class of CT slices with a trained model.
+"""Finds lesions and the class of CT slices and whole scans with a trained model.
 
-Takes PNG and JPEG files, and folders of them. Writes `predictions.json` into the output folder: a
-list with one object an input: file, height, width, class_logits, class_probabilities,
-predicted_class (0 normal, 1 common pneumonia, 2 COVID-19; of two classes 0 normal, 1 COVID-19; null
-if the model only segments), predicted_class_name (normal, cp, covid or null), and detections, each
-with box (x1, y1, x2, y2 in pixels of the input), score, label (lesion class: 1; of two 1 ground
-glass, 2 consolidation) and mask (COCO run-length encoding). An input that cannot be read has file
-and error instead, and the program then exits with 1.
+Takes DICOM (files, series, many frames), NIfTI, PNG, JPEG and TIFF: files, folders, patterns and
+zips. Writes `predictions.json` into the output folder, an object of two lists:
+
+slices: one object a slice: file, scan (its place in the other list), position (millimeters along
+the patient), height, width, class_logits, class_probabilities, predicted_class (0 normal, 1 common
+pneumonia, 2 COVID-19; of two classes 0 normal, 1 COVID-19; null if the model only segments),
+predicted_class_name (normal, cp, covid or null), and detections, each with box (x1, y1, x2, y2 in
+pixels of the slice as shown), score, label (lesion class: 1; of two 1 ground glass, 2
+consolidation) and mask (COCO run-length encoding). One that cannot be read has error instead, and
+the program then exits with 1.
+
+scans: one object a scan: name, kind, facts, warnings (what was assumed or is missing), and summary:
+class_probabilities by --rule, slices_per_class, lesion_ml, lung_share and the most telling slices.
+
+DICOM and NIfTI need the extra ssm-jax[medical]. Not a medical device.
 
 Examples:
 
     python -m experiments.predict --checkpoint=runs/demo --inputs=slice.png --output_dir=out
-    python -m experiments.predict --checkpoint=runs/demo --inputs=scans/ --output_dir=out \\
-        --score_threshold=0.5 --overlays
-    python -m experiments.predict --checkpoint=runs/demo --output_dir=out --nomasks \\
-        --inputs=a.png --inputs=b.png
+    python -m experiments.predict --checkpoint=runs/demo --inputs=series/ --output_dir=out \\
+        --masks=nifti --masks=dicom-seg --report=report.html
+    python -m experiments.predict --checkpoint=runs/demo --output_dir=out --masks=none \\
+        --inputs=a.png --inputs='scans/*.nii.gz'
 """
 
 import pathlib
@@ -22,11 +30,10 @@ import sys
 
 import numpy as np
 from absl import app, flags
-from PIL import Image
 
 from experiments import common
-
-SUFFIXES = (".png", ".jpg", ".jpeg")
+from ssm_jax.scans.options import VALUES
+from ssm_jax.scans.summary import RULES, RULES_HELP
 
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
@@ -37,12 +44,12 @@ _CHECKPOINT = flags.DEFINE_string(
 _INPUTS = flags.DEFINE_multi_string(
     "inputs",
     None,
-    "PNG or JPEG file, or a folder that is searched with its subfolders. Repeat the flag, or list "
-    "more paths after it.",
+    "File, folder (searched with its subfolders), pattern or zip. Repeat the flag, or list more "
+    "paths after it. Each DICOM series and each volume is a scan; pictures of one folder are one.",
     required=True,
 )
 _OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", None, "Folder for predictions.json; created.", required=True
+    "output_dir", None, "Folder for everything that is written; created.", required=True
 )
 _SCORE_THRESHOLD = flags.DEFINE_float(
     "score_threshold", 0.75, "Detections have a larger score.", lower_bound=0, upper_bound=1
@@ -54,128 +61,208 @@ _NMS_THRESHOLD = flags.DEFINE_float(
     lower_bound=0,
     upper_bound=1,
 )
-_MASKS = flags.DEFINE_bool("masks", True, "Whether to predict masks.")
+_MASKS = flags.DEFINE_multi_enum(
+    "masks",
+    ["json"],
+    ["none", "json", "nifti", "dicom-seg", "png"],
+    "Masks to write besides those in predictions.json (json: no others), in masks/: a label volume "
+    "in the source's geometry, a DICOM segmentation of the source series, or a picture a slice. "
+    "Repeat the flag for several. none: predict no masks, which is faster.",
+)
 _OVERLAYS = flags.DEFINE_bool(
-    "overlays", False, "Whether to draw a picture of each prediction, in overlays/."
+    "overlays", False, "Whether to draw a picture of each slice's prediction, in overlays/."
+)
+_REPORT = flags.DEFINE_string(
+    "report",
+    None,
+    "Name of an HTML page to write: a viewer of all slices, the summary and the facts, in one "
+    "file. In the output folder, unless it is an absolute path.",
+)
+_RULE = flags.DEFINE_enum("rule", "mean", RULES, RULES_HELP)
+_LUNG_MASK = flags.DEFINE_string(
+    "lung_mask",
+    None,
+    "NIfTI volume, not 0 in the lung, in the coordinates of the scan: gives the lesions' share of "
+    "the lung. For one scan only.",
+)
+_WINDOW = flags.DEFINE_list(
+    "window", ["-600", "1500"], "CT window, Hounsfield units: center,width."
+)
+_VALUES = flags.DEFINE_enum(
+    "values",
+    "auto",
+    VALUES,
+    "What stored numbers are. hu: Hounsfield units after the header's rescale. range: already "
+    "windowed, so that their whole range is spread. auto: decided from header and values.",
+)
+_RESCALE = flags.DEFINE_list(
+    "rescale", None, "slope,intercept to Hounsfield units in place of the header's."
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Slices a call. Default: 1 on a CPU, 8 on an accelerator.", lower_bound=1
 )
 
 
-def find_inputs(paths: list[str]) -> list[str]:
-    """The files that paths mean: folders become their PNG and JPEG files, sorted, recursively.
-
-    A folder without any stays in the list, to be reported like a file that cannot be read.
-    """
-    files = []
-    for path in _separated(paths):
-        folder = pathlib.Path(path)
-        if folder.is_dir():
-            found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-            files += [str(p) for p in found] or [path]
-        else:
-            files.append(path)
-    return files
-
-
-def _separated(paths: list[str]) -> list[str]:
-    """Takes lists with commas apart, but not names with commas."""
-    whole = [[path] if pathlib.Path(path).exists() else path.split(",") for path in paths]
-    return [path for part in whole for path in part]
-
-
-def read_slice(path: str) -> np.ndarray:
-    """Reads a picture: uint8 [H, W] if it is grey, else [H, W, 3].
+def input_options():
+    """The flags that say how inputs are read, as `InputOptions`.
 
     Raises:
-      ValueError: a folder without pictures, not a picture, damaged, or of more than 8 bits.
+      ScanError: one makes no sense.
     """
-    if pathlib.Path(path).is_dir():
-        raise ValueError("the folder holds no PNG or JPEG file")
-    if not pathlib.Path(path).exists():
-        raise ValueError("no such file")
+    from ssm_jax.scans.options import InputOptions
+
+    center, width = _numbers("window", _WINDOW.value)
+    rescale = _numbers("rescale", _RESCALE.value) if _RESCALE.value else None
+    return InputOptions(center, width, _VALUES.value, rescale)
+
+
+def _numbers(name: str, values: list[str]) -> tuple[float, float]:
     try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError("more than 8 bits a pixel; apply a CT window and save 8 bits")
-            grey = image.mode in ("1", "L", "LA")
-            return np.asarray(image.convert("L" if grey else "RGB"))
-    # A damaged file makes Pillow raise almost anything.
-    except Exception as error:
-        raise ValueError(f"cannot be read as a picture: {error}") from error
+        first, second = map(float, values)
+    except ValueError:
+        given = ",".join(values)
+        raise ValueError(f"--{name} takes two numbers with a comma, not {given!r}") from None
+    return first, second
 
 
-def predict_files(predictor, files: list[str], overlays: pathlib.Path | None) -> list[dict]:
-    """Predicts files one batch after another.
+class Overlays:
+    """Draws a picture of each prediction; its number keeps apart equal names of folders."""
+
+    def __init__(self, folder: pathlib.Path):
+        """Takes the folder, which is created with the first picture."""
+        self._folder = folder
+        self._count = 0
+
+    def of(self, scan):
+        """The callback for `predict_scan` of a scan."""
+
+        def draw(index: int, image: np.ndarray, prediction) -> None:
+            from ssm_jax import classes, visualize
+
+            self._folder.mkdir(parents=True, exist_ok=True)
+            path = pathlib.PurePath(scan.slices[index].name)
+            names = classes.long_names(len(prediction.class_logits))
+            picture = visualize.overlay(image, prediction, class_names=names, title=path.name)
+            picture.save(self._folder / f"{self._count:05d}_{path.stem}.png")
+            self._count += 1
+
+        return draw
+
+
+def predict_all(predictor, scans: list, output: pathlib.Path, kinds: list[str]) -> list:
+    """Predicts scans one after another and writes their masks.
 
     Args:
-      predictor: from `ssm_jax.load`.
-      files: paths.
-      overlays: folder for pictures, or None.
+      predictor: the model.
+      scans: that can be read.
+      output: the output folder.
+      kinds: of mask files.
 
     Returns:
-      One dict a file, as in predictions.json.
+      One ScanResult a scan.
+
+    Raises:
+      ScanError: a lung mask that does not fit.
     """
     from tqdm import tqdm
 
-    entries = []
-    with tqdm(total=len(files), unit="slice", disable=None) as progress:
-        for start in range(0, len(files), predictor.batch_size):
-            chunk = files[start : start + predictor.batch_size]
-            slices, errors = {}, {}
-            for file in chunk:
-                try:
-                    slices[file] = read_slice(file)
-                except ValueError as error:
-                    errors[file] = str(error)
-            predictions = dict(
-                zip(slices, predictor.predict_batch(list(slices.values())), strict=True)
+    from ssm_jax.scans.predict import LungMask, predict_scan
+
+    lung = LungMask.load(_LUNG_MASK.value) if _LUNG_MASK.value else None
+    if lung is not None and len(scans) != 1:
+        raise ValueError(f"--lung_mask is for one scan, but the inputs hold {len(scans)}")
+    overlays = Overlays(output / "overlays")
+    results = []
+    with tqdm(total=sum(len(s.slices) for s in scans), unit="slice", disable=None) as bar:
+        for number, scan in enumerate(scans, 1):
+            before = bar.n
+            results.append(
+                predict_scan(
+                    predictor,
+                    scan,
+                    rule=_RULE.value,
+                    progress=lambda done, total, before=before: bar.update(before + done - bar.n),
+                    lung=lung,
+                    keep_images=bool(_REPORT.value),
+                    shown=overlays.of(scan) if _OVERLAYS.value else None,
+                )
             )
-            for file in chunk:
-                if file in errors:
-                    entries.append({"file": file, "error": errors[file]})
-                    continue
-                entries.append({"file": file, **predictions[file].to_dict()})
-                if overlays is not None:
-                    draw(overlays, len(entries) - 1, file, slices[file], predictions[file])
-            progress.update(len(chunk))
-    return entries
+            folder = output / "masks"
+            write_mask_files(
+                results, scan, kinds, folder if len(scans) == 1 else folder / f"scan_{number}"
+            )
+    return results
 
 
-def draw(folder: pathlib.Path, index: int, file: str, image: np.ndarray, prediction) -> None:
-    """Saves a picture of one prediction; the index keeps apart equal names of different folders."""
-    from ssm_jax import classes, visualize
+def write_mask_files(results: list, scan, kinds: list[str], folder: pathlib.Path) -> None:
+    """Writes the masks of the last result; what a kind cannot hold becomes a warning of it."""
+    from ssm_jax.scans.masks import write_masks
+    from ssm_jax.scans.options import ScanError
 
-    folder.mkdir(parents=True, exist_ok=True)
-    path = pathlib.Path(file)
-    names = classes.long_names(len(prediction.class_logits))
-    picture = visualize.overlay(image, prediction, class_names=names, title=path.name)
-    picture.save(folder / f"{index:05d}_{path.stem}.png")
+    for kind in kinds:
+        place = folder / "png" if kind == "png" else folder
+        place.mkdir(parents=True, exist_ok=True)
+        try:
+            write_masks(results[-1], scan, kind, place)
+        except ScanError as error:
+            results[-1].warnings.append(f"no masks as {kind}: {error}")
 
 
 def main(argv: list[str]) -> None:
     """The program."""
     common.set_up_logging()
-    import jax
-
-    import ssm_jax
-    from ssm_jax.training.metrics import write_json
-
-    files = find_inputs([*_INPUTS.value, *argv[1:]])
-    output = pathlib.Path(_OUTPUT_DIR.value)
+    kinds = [kind for kind in dict.fromkeys(_MASKS.value) if kind not in ("none", "json")]
     with common.one_line_errors(ValueError, OSError):
+        if "none" in _MASKS.value and len(set(_MASKS.value)) > 1:
+            raise ValueError("--masks=none leaves no other --masks")
+        options = input_options()
+        output = pathlib.Path(_OUTPUT_DIR.value)
         output.mkdir(parents=True, exist_ok=True)
         common.use_compilation_cache()
-        predictor = ssm_jax.load(
+        import jax
+
+        from ssm_jax.scans.open import open_scans
+        from ssm_jax.scans.output import to_json
+        from ssm_jax.training.metrics import write_json
+
+        predictor, facts = common.load_predictor(
             _CHECKPOINT.value,
             score_threshold=_SCORE_THRESHOLD.value,
             nms_threshold=_NMS_THRESHOLD.value,
-            masks=_MASKS.value,
-            # A CPU gains nothing from batches; an accelerator does, where there is more to do.
-            batch_size=1 if jax.default_backend() == "cpu" else min(8, max(len(files), 1)),
+            masks="none" not in _MASKS.value,
+            # A CPU gains nothing from batches; an accelerator does.
+            batch_size=_BATCH_SIZE.value or (1 if jax.default_backend() == "cpu" else 8),
         )
-    entries = predict_files(predictor, files, output / "overlays" if _OVERLAYS.value else None)
-    write_json(output / "predictions.json", entries)
+        scans = open_scans([*_INPUTS.value, *argv[1:]], options)
+        failed = [scan for scan in scans if scan.error]
+        scans = [scan for scan in scans if not scan.error]
+        results = predict_all(predictor, scans, output, kinds)
+        content = to_json(results, failed)
+        write_json(output / "predictions.json", content)
+        if _REPORT.value:
+            from ssm_jax.report.scan import scan_report
+
+            page = scan_report(results, facts, _SCORE_THRESHOLD.value)
+            (output / _REPORT.value).write_text(page, encoding="utf-8")
+    tell(results, content["slices"], output)
+
+
+def tell(results: list, entries: list[dict], output: pathlib.Path) -> None:
+    """Prints what was found and what went wrong; exits with 1 if something could not be read."""
+    from ssm_jax.classes import long_names
+
+    for result in results:
+        if result.kind != "pictures" and result.summary is not None:
+            shares = result.summary.class_probabilities
+            names = long_names(len(shares))
+            parts = [f"{n} {s:.3f}" for n, s in zip(names, shares, strict=True)]
+            if result.summary.lesion_ml is not None:
+                parts.append(f"lesions {result.summary.lesion_ml:.1f} ml")
+            print(f"{result.name}: {', '.join(parts)}")
+        for warning in result.warnings:
+            print(f"warning: {result.name}: {warning}", file=sys.stderr)
     failed = [entry for entry in entries if "error" in entry]
-    print(f"{len(entries) - len(failed)} of {len(entries)} inputs -> {output / 'predictions.json'}")
+    print(f"{len(entries) - len(failed)} of {len(entries)} slices -> {output / 'predictions.json'}")
     for entry in failed:
         print(f"{entry['file']}: {entry['error']}", file=sys.stderr)
     if failed:

@@ -15,6 +15,7 @@ import ml_collections
 from ssm_jax.classes import FILE_CLASSES, LESION_CLASSES
 
 BACKBONES = ("resnet18", "resnet34")
+DTYPES = ("float32", "bfloat16")
 UPDATE_RULES = (1, 2, 3)
 COPY_RULES = ("best", "every_step", "ema", "never")
 SCHEDULES = ("constant", "cosine")
@@ -55,6 +56,7 @@ class ModelConfig:
     selection_size: int = 128  # rows that module S reads
     selection_nms_threshold: float = 0.75
     max_detections: int = 128
+    dtype: str = "float32"  # of convolutions and dense layers; or bfloat16, for accelerators
 
     def __post_init__(self):
         _check(self.backbone in BACKBONES, "model.backbone", self.backbone, BACKBONES)
@@ -64,6 +66,7 @@ class ModelConfig:
         _check(self.num_classes >= 2, "model.num_classes", self.num_classes, "numbers from 2")
         possible = tuple(FILE_CLASSES)
         _check(self.image_classes in possible, "model.image_classes", self.image_classes, possible)
+        _check(self.dtype in DTYPES, "model.dtype", self.dtype, DTYPES)
         if not self.image_classes:
             _check(self.branches == 1, "model.branches", self.branches, "(1,) without module S")
 

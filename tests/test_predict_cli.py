@@ -18,7 +18,7 @@ from tests.tiny import get_config, random_variables
 
 
 def entries_of(folder):
-    return json.loads((folder / "predictions.json").read_text())
+    return json.loads((folder / "predictions.json").read_text())["slices"]
 
 
 @needs_reference
@@ -129,14 +129,15 @@ def test_a_folder_with_unreadable_files(checkpoint, folder, tmp_path, capsys):
     names = [str(pathlib.Path(e["file"]).relative_to(folder)) for e in entries]
     assert names == ["alpha.png", "cut.png", "deep.png", "deeper/color.JPG", "wide.png"]
     by_name = dict(zip(names, entries, strict=True))
-    assert by_name["cut.png"].keys() == {"file", "error"}
-    assert "8 bits" in by_name["deep.png"]["error"]
+    assert by_name["cut.png"].keys() == {"file", "scan", "position", "error"}
+    assert by_name["deep.png"]["detections"]
     shown = capsys.readouterr()
-    assert "3 of 5 inputs" in shown.out
+    assert "4 of 5 slices" in shown.out
+    assert "more than 8 bits" in shown.err
     assert "cut.png" in shown.err
     wide = by_name["wide.png"]
     assert wide.keys() == {
-        *("file", "height", "width", "class_logits", "class_probabilities"),
+        *("file", "scan", "position", "height", "width", "class_logits", "class_probabilities"),
         *("predicted_class", "predicted_class_name", "detections"),
     }
     assert (wide["height"], wide["width"]) == (40, 100)
@@ -153,11 +154,11 @@ def test_a_folder_with_unreadable_files(checkpoint, folder, tmp_path, capsys):
         assert 0.05 < detection["score"] <= 1
         assert isinstance(detection["mask"]["counts"], str)
         assert rle.decode(detection["mask"]).shape == (40, 100)
-    assert len(list((tmp_path / "out" / "overlays").glob("*.png"))) == 3
+    assert len(list((tmp_path / "out" / "overlays").glob("*.png"))) == 4
 
 
 def test_without_masks(checkpoint, folder, tmp_path):
-    assert call(checkpoint, tmp_path / "out", folder / "wide.png", masks=False) == 0
+    assert call(checkpoint, tmp_path / "out", folder / "wide.png", masks=["none"]) == 0
     (entry,) = entries_of(tmp_path / "out")
     assert entry["detections"]
     assert all(d.keys() == {"box", "score", "label"} for d in entry["detections"])
@@ -170,15 +171,63 @@ def test_several_inputs_keep_their_order(checkpoint, folder, tmp_path):
     assert call(checkpoint, tmp_path / "out", wide, empty, "nowhere.png", f"{color},{wide}") == 1
     entries = entries_of(tmp_path / "out")
     files = [e["file"] for e in entries]
-    assert files == [str(wide), str(empty), "nowhere.png", str(color), str(wide)]
-    assert entries[1]["error"] == "the folder holds no PNG or JPEG file"
-    assert entries[2]["error"] == "no such file"
-    assert entries[0] == entries[4]
+    assert files == [str(wide), str(color), str(wide), str(empty), "nowhere.png"]
+    assert entries[3]["error"].startswith("the folder holds no DICOM")
+    assert entries[4]["error"] == "no such file"
+    assert entries[0] == entries[2]
 
 
-def test_a_name_with_a_comma_is_one_file(folder):
-    (folder / "a,b.png").write_bytes(b"")
-    assert predict.find_inputs([str(folder / "a,b.png")]) == [str(folder / "a,b.png")]
+def test_a_name_with_a_comma_is_one_file(checkpoint, folder, tmp_path):
+    (folder / "wide.png").rename(folder / "a,b.png")
+    assert call(checkpoint, tmp_path / "out", folder / "a,b.png") == 0
+    assert [e["file"] for e in entries_of(tmp_path / "out")] == [str(folder / "a,b.png")]
+
+
+def test_a_series_with_masks_report_and_summary(checkpoint, tmp_path, capsys):
+    nibabel = pytest.importorskip("nibabel", reason="the extra ssm-jax[medical] is not installed")
+    from tests.dicom_tools import Series, chest, windowed
+
+    hu = chest(5, 64, 64)
+    paths = Series().write(tmp_path / "series", hu)
+    (tmp_path / "pictures").mkdir()
+    for z, path in paths.items():
+        Image.fromarray(windowed(hu[z])).save(tmp_path / "pictures" / f"{z}_{path.stem}.png")
+    kinds = ["nifti", "dicom-seg", "png"]
+    out = tmp_path / "out"
+    settings = {"masks": kinds, "report": "report.html", "batch_size": 2, "rule": "telling"}
+    assert call(checkpoint, out, tmp_path / "series", **settings) == 0
+    assert "Common pneumonia" in capsys.readouterr().out
+    entries = entries_of(out)
+    assert [e["file"] for e in entries] == [str(path) for path in paths.values()]
+    assert nibabel.load(out / "masks" / "lesions.nii.gz").shape == (64, 64, 5)
+    assert (out / "masks" / "lesions.dcm").exists()
+    assert len(list((out / "masks" / "png").glob("*.png"))) == 5
+    report = (out / "report.html").read_text()
+    assert "Not a medical device" in report
+    (scan,) = json.loads((out / "predictions.json").read_text())["scans"]
+    assert scan["summary"]["rule"] == "telling"
+    # Pictures of the same slices with the same window give the same logits.
+    assert call(checkpoint, tmp_path / "out2", tmp_path / "pictures", batch_size=2) == 0
+    logits = [
+        [e["class_logits"] for e in group] for group in (entries, entries_of(tmp_path / "out2"))
+    ]
+    np.testing.assert_allclose(*logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"window": ["1"]}, "--window takes two numbers"),
+        ({"window": ["0", "-5"]}, "must be positive"),
+        ({"rescale": ["a", "b"]}, "--rescale takes two numbers"),
+        ({"masks": ["none", "png"]}, "--masks=none leaves no other"),
+        ({"lung_mask": "nowhere.nii"}, "lung mask nowhere.nii cannot be read"),
+    ],
+)
+def test_flags_that_make_no_sense(checkpoint, folder, tmp_path, settings, message):
+    line = call(checkpoint, tmp_path / "out", folder / "wide.png", **settings)
+    assert message in line
+    assert "\n" not in line
 
 
 def test_a_missing_checkpoint_is_one_line(folder, tmp_path):

@@ -1,11 +1,7 @@
 """A user of the server in a headless Chromium: a zip dropped in, its result looked at."""
 
 import pytest
-
-pytest.importorskip("starlette", reason="the extra ssm-jax[serve] is not installed")
-pytest.importorskip("python_multipart", reason="the extra ssm-jax[serve] is not installed")
-pytest.importorskip("uvicorn", reason="the extra ssm-jax[serve] is not installed")
-expect = pytest.importorskip("playwright.sync_api", reason="playwright is not installed").expect
+from playwright.sync_api import expect
 
 from ssm_jax.serve.app import Limits, make_app
 from tests import browsers

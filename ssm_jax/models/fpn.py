@@ -1,6 +1,9 @@
 """A feature pyramid of one level."""
 
+from typing import Any
+
 import flax.linen as nn
+import jax.numpy as jnp
 from jax import Array
 
 from ssm_jax.models import layers
@@ -9,11 +12,18 @@ CHANNELS = 256
 
 
 class FPN(nn.Module):
-    """1x1 convolution to 256 channels, then a 3x3 convolution; both with bias."""
+    """1x1 convolution to 256 channels, then a 3x3 convolution; both with bias.
+
+    Attributes:
+      dtype: see `layers`.
+    """
+
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """[B, h, w, C] -> [B, h, w, 256]."""
+        """[B, h, w, C] -> [B, h, w, 256] float32, of which RoIAlign interpolates."""
         init = layers.kaiming_uniform_fan_in
-        x = layers.conv(CHANNELS, 1, kernel_init=init, name="inner")(x)
-        return layers.conv(CHANNELS, 3, kernel_init=init, name="layer")(x)
+        x = layers.conv(CHANNELS, 1, kernel_init=init, dtype=self.dtype, name="inner")(x)
+        x = layers.conv(CHANNELS, 3, kernel_init=init, dtype=self.dtype, name="layer")(x)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,7 +1,13 @@
-"""Layers and initialisers that the networks share."""
+"""Layers and initialisers that the networks share.
+
+Layers with a `dtype` compute in it and return it, whatever their parameters and inputs are; None
+leaves the choice to these. Parameters are float32 and so are, by their promotion, the outputs of
+layers without a `dtype`.
+"""
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -39,11 +45,13 @@ class Conv3x3AsProducts(nn.Module):
       features: output channels.
       kernel_init: of the [3, 3, in, out] kernel.
       bias_init: of the bias.
+      dtype: of the products; their sum is float32 until it is returned.
     """
 
     features: int
     kernel_init: nn.initializers.Initializer
     bias_init: nn.initializers.Initializer
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -51,13 +59,18 @@ class Conv3x3AsProducts(nn.Module):
         count, height, width, channels = x.shape
         kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
+        x, factors = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         total = bias
         for row in range(3):
             for column in range(3):
                 shifted = padded[:, row : row + height, column : column + width]
-                total = total + shifted.reshape(-1, channels) @ kernel[row, column]
-        return total.reshape(count, height, width, self.features)
+                total = total + jnp.matmul(
+                    shifted.reshape(-1, channels),
+                    factors[row, column],
+                    preferred_element_type=total.dtype,
+                )
+        return total.reshape(count, height, width, self.features).astype(x.dtype)
 
 
 def dense_by_fan_in(features: int, fan_in: int, **kwargs) -> nn.Dense:
@@ -85,13 +98,14 @@ class BatchNorm(nn.Module):
         """Normalises.
 
         Args:
-          x: [B, H, W, C] float.
+          x: [B, H, W, C] float; statistics and arithmetic are float32 where it is bfloat16.
           train: use (and update) the statistics of the batch, or the running ones.
           example_mask: [B] bool, the examples that the batch statistics are taken over.
 
         Returns:
-          [B, H, W, C] float.
+          [B, H, W, C], of the type of x.
         """
+        dtype = x.dtype
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -100,8 +114,8 @@ class BatchNorm(nn.Module):
         updates = self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
         if not train:
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
-            return x * factor + (bias - running_mean.value * factor)
-        weight = jnp.ones(x.shape[0]) if example_mask is None else example_mask.astype(x.dtype)
+            return (x * factor + (bias - running_mean.value * factor)).astype(dtype)
+        weight = jnp.ones(x.shape[0]) if example_mask is None else example_mask.astype(scale.dtype)
         x, (mean, var, count) = _normalize_by_batch(x, scale, bias, weight, self.epsilon)
         if not self.is_initializing():
             unbiased = var * count / jnp.maximum(count - 1, 1)
@@ -109,7 +123,7 @@ class BatchNorm(nn.Module):
             running_mean.value = running_mean.value + self.momentum * (mean - running_mean.value)
             running_var.value = running_var.value + self.momentum * (unbiased - running_var.value)
             updates.value = updates.value + 1
-        return x
+        return x.astype(dtype)
 
 
 def _channel_sum(x: Array) -> Array:
@@ -155,7 +169,7 @@ def _normalize_backward(epsilon, residuals, cotangents):
     scale_gradient = _channel_sum(gradient * centered)
     through_moments = (bias_gradient + centered * scale_gradient) / count
     through_moments *= weight[:, None, None, None]
-    x_gradient = scale * inverse * (gradient - through_moments)
+    x_gradient = (scale * inverse * (gradient - through_moments)).astype(x.dtype)
     return x_gradient, scale_gradient, bias_gradient, jnp.zeros_like(weight)
 
 

@@ -1,5 +1,7 @@
 """Module S: the small network that reads the class of a slice off its RoI batch."""
 
+from typing import Any
+
 import flax.linen as nn
 from jax import Array
 
@@ -13,9 +15,11 @@ class ModuleS(nn.Module):
 
     Attributes:
       image_classes: classes of a slice.
+      dtype: of all but the logits; see `layers`.
     """
 
     image_classes: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, rows: Array) -> Array:
@@ -28,12 +32,14 @@ class ModuleS(nn.Module):
           [B, image_classes] float logits.
         """
 
-        def dense(x, features, name):
+        def dense(x, features, name, dtype=None):
             bias_init = layers.uniform_by_fan_in(x.shape[-1])
             init = layers.kaiming_normal_fan_out
-            return nn.Dense(features, kernel_init=init, bias_init=bias_init, name=name)(x)
+            return nn.Dense(
+                features, dtype=dtype, kernel_init=init, bias_init=bias_init, name=name
+            )(x)
 
         x = rows.reshape(rows.shape[0], -1)
-        x = nn.relu(dense(x, WIDTH, "fc1"))
-        x = nn.relu(dense(x, WIDTH, "fc2"))
+        x = nn.relu(dense(x, WIDTH, "fc1", self.dtype))
+        x = nn.relu(dense(x, WIDTH, "fc2", self.dtype))
         return dense(x, self.image_classes, "logits")

@@ -1,5 +1,7 @@
 """ResNet-18/34, truncated after the second or third residual stage (the paper's * and **)."""
 
+from typing import Any
+
 import flax.linen as nn
 from jax import Array
 
@@ -16,11 +18,13 @@ class BasicBlock(nn.Module):
       channels: output channels.
       stride: of the first convolution and the shortcut.
       bn_momentum: see `layers.BatchNorm`.
+      dtype: of the convolutions and what they return; see `layers`.
     """
 
     channels: int
     stride: int
     bn_momentum: float
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool, example_mask: Array | None) -> Array:
@@ -32,7 +36,13 @@ class BasicBlock(nn.Module):
         def conv(x, kernel, stride, name):
             init = layers.kaiming_normal_fan_out
             return layers.conv(
-                self.channels, kernel, stride, use_bias=False, kernel_init=init, name=name
+                self.channels,
+                kernel,
+                stride,
+                use_bias=False,
+                kernel_init=init,
+                dtype=self.dtype,
+                name=name,
             )(x)
 
         shortcut = x
@@ -50,11 +60,13 @@ class ResNet(nn.Module):
       depth: "resnet18" or "resnet34".
       blocks: residual stages, 2 (stride 8, 128 channels) or 3 (stride 16, 256 channels).
       bn_momentum: see `layers.BatchNorm`.
+      dtype: see `BasicBlock`.
     """
 
     depth: str
     blocks: int
     bn_momentum: float
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool, example_mask: Array | None = None) -> Array:
@@ -69,13 +81,15 @@ class ResNet(nn.Module):
           [B, H / stride, W / stride, C] float.
         """
         init = layers.kaiming_normal_fan_out
-        x = layers.conv(64, 7, 2, use_bias=False, kernel_init=init, name="conv1")(x)
+        x = layers.conv(64, 7, 2, use_bias=False, kernel_init=init, dtype=self.dtype, name="conv1")(
+            x
+        )
         x = nn.relu(layers.BatchNorm(self.bn_momentum, name="bn1")(x, train, example_mask))
         x = layers.max_pool_3x3_stride_2(x)
         for stage in range(self.blocks):
             for index in range(DEPTHS[self.depth][stage]):
                 stride = 2 if stage > 0 and index == 0 else 1
                 name = f"layer{stage + 1}_{index}"
-                block = BasicBlock(CHANNELS[stage], stride, self.bn_momentum, name=name)
+                block = BasicBlock(CHANNELS[stage], stride, self.bn_momentum, self.dtype, name=name)
                 x = block(x, train, example_mask)
         return x

@@ -1,6 +1,6 @@
 """Heads on RoI features: the box branch (used twice) and the mask head."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -27,16 +27,18 @@ class BoxBranch(nn.Module):
 
     Attributes:
       num_classes: K, background included.
+      dtype: of all but the outputs; see `layers`.
     """
 
     num_classes: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, roi_features: Array) -> BoxOutputs:
         """[N, 7, 7, 256] float -> BoxOutputs of N boxes."""
         x = roi_features.reshape(roi_features.shape[0], -1)
-        x = nn.relu(layers.dense_by_fan_in(WIDTH, x.shape[-1], name="fc6")(x))
-        x = nn.relu(layers.dense_by_fan_in(WIDTH, WIDTH, name="fc7")(x))
+        x = nn.relu(layers.dense_by_fan_in(WIDTH, x.shape[-1], dtype=self.dtype, name="fc6")(x))
+        x = nn.relu(layers.dense_by_fan_in(WIDTH, WIDTH, dtype=self.dtype, name="fc7")(x))
         logits = layers.dense_by_fan_in(self.num_classes, WIDTH, name="logits")(x)
         deltas = layers.dense_by_fan_in(4 * self.num_classes, WIDTH, name="deltas")(x)
         return BoxOutputs(logits, deltas.reshape(-1, self.num_classes, 4))
@@ -49,9 +51,11 @@ class Upsample2x(nn.Module):
 
     Attributes:
       channels: output channels.
+      dtype: see `layers`.
     """
 
     channels: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -62,6 +66,7 @@ class Upsample2x(nn.Module):
         kernel = self.param("kernel", init, (2, 2, in_channels, self.channels))
         bias_init = layers.uniform_by_fan_in(4 * self.channels)
         bias = self.param("bias", bias_init, (self.channels,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         x = jnp.einsum("nijc,yxco->niyjxo", x, kernel)
         return x.reshape(count, 2 * height, 2 * width, self.channels) + bias
 
@@ -71,16 +76,19 @@ class MaskHead(nn.Module):
 
     Attributes:
       num_classes: K, background included.
+      dtype: of all but the outputs; see `layers`.
     """
 
     num_classes: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, roi_features: Array) -> Array:
         """[N, 14, 14, 256] float -> mask logits [N, 28, 28, K]."""
         init = layers.kaiming_normal_fan_out
         bias_init = layers.uniform_by_fan_in(9 * fpn.CHANNELS)
-        x = layers.Conv3x3AsProducts(WIDTH, init, bias_init, name="conv")(roi_features)
-        x = nn.relu(Upsample2x(WIDTH, name="upsample")(nn.relu(x)))
+        conv = layers.Conv3x3AsProducts(WIDTH, init, bias_init, self.dtype, name="conv")
+        x = nn.relu(conv(roi_features))
+        x = nn.relu(Upsample2x(WIDTH, self.dtype, name="upsample")(x))
         bias_init = layers.uniform_by_fan_in(WIDTH)
         return nn.Dense(self.num_classes, kernel_init=init, bias_init=bias_init, name="logits")(x)

@@ -1,6 +1,6 @@
 """Region proposal network: its head, and proposals from what the head says."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,9 +26,11 @@ class RPNHead(nn.Module):
 
     Attributes:
       num_anchors: anchors a cell, A.
+      dtype: of all but the outputs; see `layers`.
     """
 
     num_anchors: int
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, features: Array) -> tuple[Array, Array]:
@@ -43,7 +45,8 @@ class RPNHead(nn.Module):
         """
         init = layers.normal_001
         batch = features.shape[0]
-        x = nn.relu(layers.conv(fpn.CHANNELS, 3, kernel_init=init, name="conv")(features))
+        conv = layers.conv(fpn.CHANNELS, 3, kernel_init=init, dtype=self.dtype, name="conv")
+        x = nn.relu(conv(features))
         objectness = layers.conv(self.num_anchors, 1, kernel_init=init, name="objectness")(x)
         deltas = layers.conv(4 * self.num_anchors, 1, kernel_init=init, name="deltas")(x)
         return objectness.reshape(batch, -1), deltas.reshape(batch, -1, 4)

@@ -42,15 +42,17 @@ class SingleShotModel(nn.Module):
     def setup(self):
         """Creates the stages; parameter names follow from the attribute names."""
         config = self.config
-        self.backbone = ResNet(config.backbone, config.blocks, config.bn_momentum)
-        self.fpn = FPN()
-        self.rpn = RPNHead(len(config.anchor_sizes) * len(config.anchor_ratios))
-        self.segmentation_branch = BoxBranch(config.num_classes)
+        # Of float32 the parameters decide.
+        dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
+        self.backbone = ResNet(config.backbone, config.blocks, config.bn_momentum, dtype)
+        self.fpn = FPN(dtype)
+        self.rpn = RPNHead(len(config.anchor_sizes) * len(config.anchor_ratios), dtype)
+        self.segmentation_branch = BoxBranch(config.num_classes, dtype)
         if config.branches == 2:
-            self.classification_branch = BoxBranch(config.num_classes)
-        self.mask_head = MaskHead(config.num_classes)
+            self.classification_branch = BoxBranch(config.num_classes, dtype)
+        self.mask_head = MaskHead(config.num_classes, dtype)
         if config.image_classes:
-            self.module_s = ModuleS(config.image_classes)
+            self.module_s = ModuleS(config.image_classes, dtype)
 
     def __call__(self, images: Array) -> Array:
         """Touches every parameter once, for initialisation; returns class logits of no meaning."""

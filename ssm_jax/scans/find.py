@@ -24,6 +24,7 @@ KINDS = "DICOM, NIfTI, PNG, JPEG, TIFF or zip"
 _MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
 _HEAD = 352  # bytes that tell the kinds apart
 _MIB = 1 << 20
+_DAMAGED = (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 # Deflate reaches 1032; CT slices reach 20 where most is air.
 _MAX_RATIO, _RATIO_FROM = 200, 16 * _MIB
 
@@ -101,7 +102,7 @@ class Blob:
         try:
             with self.open() as stream:
                 return stream.read(_HEAD)
-        except (OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        except _DAMAGED as error:
             raise ScanError(f"cannot be read: {error}") from error
 
     def seekable(self) -> BinaryIO:
@@ -176,10 +177,12 @@ def find(path: str, options: InputOptions) -> Found:
             _sort_in(found, Blob(str(file), str(file), limit), file.relative_to(path).parts)
         where = "the folder"
     else:
-        blob = Blob(path, path, limit)
-        if kind_of(path, blob.head()) != "zip":
+        head = Blob(path, path, max(limit, options.max_zip_mib * _MIB)).head()
+        if kind_of(path, head) != "zip":
             found.single = True
-            _sort_in(found, blob, ())
+            _sort_in(found, Blob(path, path, limit), ())
+            if found.refused:
+                raise ScanError(found.refused[0][1])
             if found.others:
                 raise ScanError(f"is no {KINDS} file")
             return found
@@ -188,12 +191,12 @@ def find(path: str, options: InputOptions) -> Found:
             _sort_in(found, blob, parts)
         where = "the zip"
     if not (found.dicom or found.nifti or found.pictures or found.refused):
-        raise ScanError(f"{where} holds no {KINDS.removesuffix(' or zip').replace(', T', ' or T')} file")
+        raise ScanError(f"{where} holds no DICOM, NIfTI, PNG, JPEG or TIFF file")
     return found
 
 
 def kind_of(name: str, head: bytes) -> str:
-    """"dicom", "nifti", "picture", "zip" or "other", by content first and by name second."""
+    """ "dicom", "nifti", "picture", "zip" or "other", by content first and by name second."""
     lower = name.lower()
     if head[128:132] == b"DICM":
         return "dicom"
@@ -210,7 +213,7 @@ def kind_of(name: str, head: bytes) -> str:
 
 def _sort_in(found: Found, blob: Blob, parts: tuple[str, ...]) -> None:
     """Adds a blob under its kind; what systems hide beside files is passed over."""
-    if any(part.startswith(".") and part.strip(".") or part == "__MACOSX" for part in parts):
+    if any((part.startswith(".") and part.strip(".")) or part == "__MACOSX" for part in parts):
         return
     try:
         kind = kind_of(blob.name, blob.head())

@@ -9,8 +9,8 @@ import pathlib
 import numpy as np
 
 from ssm_jax.scans.options import InputOptions, ScanError, medical_library
-from ssm_jax.scans.source import Scan, Slice, Turn
-from ssm_jax.scans.window import Reading, Stored, decide
+from ssm_jax.scans.source import Scan, Slice, Turn, values_for_people
+from ssm_jax.scans.window import Stored, decide
 
 _MIB = 1 << 20
 _SAMPLES = (0.25, 0.5, 0.75)  # of the way through the volume
@@ -113,7 +113,7 @@ def open_nifti(path: str, options: InputOptions) -> Scan:
         "Slices": str(len(slices)),
         "Spacing": " x ".join(f"{spacing[k]:.3g}" for k in (axis, rows, columns)) + " mm",
         "Rescale": slope,
-        "Values": _values(reading, options),
+        "Values": values_for_people(reading.hu, options),
     }
     volume.release()
     return Scan(
@@ -151,7 +151,7 @@ def nifti_in_place(path: pathlib.Path, labels: np.ndarray, affine: np.ndarray, h
 
 def _get(header, name: str):
     """A field of a NIfTI header; None in formats without it."""
-    return header[name] if name in header else None
+    return header.get(name, None)
 
 
 def _stored(volume: NiftiVolume, header) -> tuple[Stored, str]:
@@ -166,14 +166,6 @@ def _stored(volume: NiftiVolume, header) -> tuple[Stored, str]:
     slope, intercept = float(slope if slope is not None else 1), float(intercept or 0)
     text = f"slope {slope:g}, intercept {intercept:g}"
     return Stored(low, high, slope, intercept, rescaled), text
-
-
-def _values(reading: Reading, options: InputOptions) -> str:
-    """What was made of the values, for people."""
-    if not reading.hu:
-        return "range spread over 8 bits"
-    center, width = options.window_center, options.window_width
-    return f"Hounsfield units, window center {center:g}, width {width:g}"
 
 
 def _slice_affine(

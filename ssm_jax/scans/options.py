@@ -48,7 +48,7 @@ class InputOptions:
         if self.values not in VALUES:
             raise ScanError(f"values must be one of {', '.join(VALUES)}, not {self.values!r}")
         if self.rescale is not None and (len(self.rescale) != 2 or self.rescale[0] == 0):
-            raise ScanError(f"rescale must be a slope other than 0 and an intercept: {self.rescale}")
+            raise ScanError(f"rescale must be a slope (not 0) and an intercept, not {self.rescale}")
         for name in ("max_file_mib", "max_zip_mib", "max_zip_members", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ScanError(f"{name} must be at least 1, not {getattr(self, name)}")

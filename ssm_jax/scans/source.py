@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ssm_jax.scans.options import InputOptions
+
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
@@ -102,3 +104,11 @@ class Scan:
     origin: Any = None
     release: Callable[[], None] = lambda: None
     error: str | None = None
+
+
+def values_for_people(hu: bool, options: InputOptions) -> str:
+    """What was made of stored values: windowed Hounsfield units, or their range spread."""
+    if not hu:
+        return "range spread over 8 bits"
+    center, width = options.window_center, options.window_width
+    return f"Hounsfield units, window center {center:g}, width {width:g}"

@@ -105,7 +105,11 @@ class Reading:
 
 
 def decide(
-    samples: Sequence[np.ndarray], header: Stored, declared_ct: bool, options: InputOptions
+    samples: Sequence[np.ndarray],
+    header: Stored,
+    declared_ct: bool,
+    options: InputOptions,
+    other_modality: bool = False,
 ) -> tuple[Reading, list[str]]:
     """Says what stored values mean, and what had to be assumed for it.
 
@@ -119,6 +123,8 @@ def decide(
       header: what the header says of them.
       declared_ct: whether the header says that this is CT.
       options: may force the answer.
+      other_modality: whether the header says that this is something else; then no intercept is
+        assumed.
 
     Returns:
       the reading, and warnings, a line each.
@@ -130,7 +136,7 @@ def decide(
     values = np.concatenate([np.ravel(sample) for sample in samples]) if samples else np.zeros(0)
     polarities = (True, False) if header.inverted else (False,)
     readings = [Reading(True, invert) for invert in polarities]
-    if (header.slope, header.intercept) == (1, 0):
+    if (header.slope, header.intercept) == (1, 0) and not other_modality:
         readings += [Reading(True, invert, (1.0, -1024.0)) for invert in polarities]
     found = next((r for r in readings if plausible_hu(r.to_hu(values, header))), None)
     if found is not None:

@@ -1,0 +1,220 @@
+"""Lesion masks as files: NIfTI and DICOM SEG in the source's geometry, or PNG."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import numpy as np
+from PIL import Image
+
+import ssm_jax
+from ssm_jax.classes import LESION_CLASSES
+from ssm_jax.evaluation import rle
+from ssm_jax.predictor import Prediction
+from ssm_jax.scans.nifti import NiftiVolume, nifti_in_place
+from ssm_jax.scans.options import ScanError, medical_library
+from ssm_jax.scans.result import ScanResult
+from ssm_jax.scans.source import Scan
+
+KINDS = ("nifti", "dicom-seg", "png")
+_MOST_SLICES = 4096  # of a grid
+_OFF_GRID = 0.05  # of a step that a slice may lie beside the grid
+
+
+def label_map(prediction: Prediction) -> np.ndarray:
+    """The lesion class of each pixel, uint8 [H, W]; where masks overlap that of the higher score.
+
+    Without masks it is all 0.
+    """
+    labels = np.zeros((prediction.height, prediction.width), np.uint8)
+    masks = prediction.masks or []
+    for mask, label in list(zip(masks, prediction.labels, strict=bool(masks)))[::-1]:
+        labels[rle.decode(mask)] = label
+    return labels
+
+
+def write_masks(
+    result: ScanResult, scan: Scan, kind: str, folder: pathlib.Path
+) -> list[pathlib.Path]:
+    """Writes the lesion masks of a scan: 0 background, and the lesion classes from 1 on.
+
+    Args:
+      result: of the scan.
+      scan: that it is of.
+      kind: "nifti": one volume on the voxels of the source; "dicom-seg": a DICOM segmentation that
+        refers to the source's files; "png": one picture a slice, as it was shown to the model.
+      folder: that exists; names of files come from this program.
+
+    Returns:
+      The files written.
+
+    Raises:
+      ScanError: the source has no geometry for this kind, or a library is missing.
+    """
+    if kind == "png":
+        return _write_pictures(result, folder)
+    if kind == "nifti":
+        path = folder / "lesions.nii.gz"
+        if scan.kind == "nifti":
+            _write_on_volume(result, scan, path)
+        elif scan.kind == "dicom" and scan.origin.planar:
+            _write_on_grid(result, scan, path)
+        else:
+            raise ScanError(f"{scan.name} does not tell where its slices lie; use --masks=png")
+        return [path]
+    if kind == "dicom-seg":
+        if scan.kind != "dicom":
+            raise ScanError(
+                f"{scan.name} is not DICOM, which DICOM SEG refers to; use another kind"
+            )
+        return [_write_dicom_seg(result, scan, folder / "lesions.dcm")]
+    raise ScanError(f"masks are written as {', '.join(KINDS)}, not {kind!r}")
+
+
+def _write_pictures(result: ScanResult, folder: pathlib.Path) -> list[pathlib.Path]:
+    paths = []
+    for index, slice_ in enumerate(result.slices):
+        if slice_.prediction is not None:
+            name = re.sub(r"[^\w.-]+", "_", pathlib.PurePath(slice_.name).stem)[-80:]
+            paths.append(folder / f"{index:05d}_{name}.png")
+            Image.fromarray(label_map(slice_.prediction)).save(paths[-1])
+    return paths
+
+
+def _stored_labels(result: ScanResult, scan: Scan):
+    """Yields (index, [h, w] labels as stored) of each slice that was read."""
+    for index, (slice_, source) in enumerate(zip(result.slices, scan.slices, strict=True)):
+        if slice_.prediction is not None:
+            yield index, source.turn.undo(label_map(slice_.prediction))
+
+
+def _write_on_volume(result: ScanResult, scan: Scan, path: pathlib.Path) -> None:
+    volume: NiftiVolume = scan.origin
+    labels = np.zeros(volume.shape, np.uint8)
+    for index, stored in _stored_labels(result, scan):
+        place = [slice(None)] * 3
+        place[volume.axis] = scan.slices[index].index
+        labels[tuple(place)] = stored
+    nifti_in_place(path, labels, volume.affine, volume.header)
+
+
+def _write_on_grid(result: ScanResult, scan: Scan, path: pathlib.Path) -> None:
+    """A volume of columns, rows and slices as stored; places without a slice stay empty."""
+    frames = scan.origin.frames
+    known = [k for k, frame in enumerate(frames) if frame is not None]
+    positions = np.array([frames[k].plane.position for k in known])
+    step, places = grid(positions, scan.spacing[0] if scan.spacing else 1.0)
+    first, last = frames[known[0]], frames[known[-1]]
+    height, width = first.shape
+    labels = np.zeros((width, height, int(places[-1]) + 1), np.uint8)
+    place_of = dict(zip(known, places, strict=True))
+    for index, stored in _stored_labels(result, scan):
+        labels[:, :, place_of[index]] = stored.T
+    turn = scan.slices[known[0]].turn
+    affine = scan.slices[known[0]].affine @ np.linalg.inv(turn.matrix(height, width))
+    if len(known) > 1:  # a tilted gantry moves slices sideways
+        way = (last.plane.origin - first.plane.origin) / places[-1] * [-1, -1, 1]
+    else:
+        way = first.plane.normal * [-1, -1, 1] * step
+    affine[:3, 2] = way
+    nifti_in_place(path, labels, affine)
+
+
+def grid(positions: np.ndarray, usual: float) -> tuple[float, np.ndarray]:
+    """The even grid that slices lie on, some of its places perhaps empty.
+
+    Args:
+      positions: [N] increasing, millimeters.
+      usual: distance to assume of a single slice.
+
+    Returns:
+      the grid's step in millimeters, and the [N] int place of each slice, the first at 0.
+
+    Raises:
+      ScanError: there is no such grid.
+    """
+    if len(positions) == 1:
+        return usual, np.zeros(1, int)
+    away = positions - positions[0]
+    smallest = np.diff(positions).min()
+    for parts in range(1, 11):
+        step = smallest / parts
+        # The smallest distance is rounded like any other; over the whole way that averages out.
+        count = round(away[-1] / step)
+        step = away[-1] / count
+        places = np.rint(away / step).astype(int)
+        off = np.abs(away / step - places).max()
+        if off <= _OFF_GRID and len(np.unique(places)) == len(places) and count < _MOST_SLICES:
+            return float(step), places
+    raise ScanError(
+        "its slices lie at uneven distances, which a NIfTI volume cannot tell; use "
+        "--masks=dicom-seg or --masks=png"
+    )
+
+
+def _write_dicom_seg(result: ScanResult, scan: Scan, path: pathlib.Path) -> pathlib.Path:
+    highdicom = medical_library("highdicom")
+    medical_library("highdicom.seg")
+    frames = scan.origin.frames
+    stored = dict(_stored_labels(result, scan))
+    if not stored:
+        raise ScanError(f"{scan.name}: no slice was predicted, so there is nothing to segment")
+    many = frames[0].number is not None
+    used = [k for k, frame in enumerate(frames) if frame is not None and (many or k in stored)]
+    height, width = frames[0].shape
+    labels = np.stack([stored.get(k, np.zeros((height, width), np.uint8)) for k in used])
+    if many:  # the file's own order
+        labels = labels[np.argsort([frames[k].number for k in used])]
+    sources = [frames[0].header] if many else [frames[k].header for k in used]
+    try:
+        segmentation = _segmentation(highdicom, sources, labels)
+        segmentation.save_as(path)
+    # Headers lack what the standard asks for in many ways.
+    except Exception as error:
+        path.unlink(missing_ok=True)
+        line = " ".join(str(error).split())[:300]
+        raise ScanError(
+            f"{scan.name}: its headers do not allow a DICOM SEG ({line}); use --masks=nifti or png"
+        ) from error
+    return path
+
+
+def _segmentation(highdicom, sources: list, labels: np.ndarray):
+    """highdicom's Segmentation of [N, rows, columns] labels."""
+    codes = highdicom.sr.CodedConcept
+    names = [lesion.name for lesion in LESION_CLASSES["both" if labels.max() > 1 else "merge"]]
+    algorithm = highdicom.AlgorithmIdentificationSequence(
+        name="ssm_jax",
+        version=ssm_jax.__version__,
+        family=codes("123109", "DCM", "Artificial Intelligence"),
+    )
+    segments = [
+        highdicom.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=name,
+            segmented_property_category=codes(
+                "49755003", "SCT", "Morphologically Abnormal Structure"
+            ),
+            segmented_property_type=codes("52988006", "SCT", "Lesion"),
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=algorithm,
+        )
+        for number, name in enumerate(names, 1)
+    ]
+    return highdicom.seg.Segmentation(
+        source_images=sources,
+        pixel_array=labels,
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=segments,
+        series_instance_uid=highdicom.UID(),
+        series_number=9000,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="ssm_jax",
+        manufacturer_model_name="COVID-19 Single-Shot Model",
+        software_versions=ssm_jax.__version__,
+        device_serial_number="0",
+        series_description="Lesions found by ssm_jax; not a medical device",
+        omit_empty_frames=True,
+    )

@@ -1,0 +1,65 @@
+"""Predicted scans as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ssm_jax.classes import short_names
+from ssm_jax.scans.result import ScanResult, SliceResult
+from ssm_jax.scans.source import Scan
+
+
+def to_json(results: Sequence[ScanResult], failed: Sequence[Scan] = ()) -> dict[str, Any]:
+    """What predictions.json holds.
+
+    Args:
+      results: predicted scans.
+      failed: inputs that cannot be read, with their `error`.
+
+    Returns:
+      `slices`: one object a slice: file, scan (index into `scans`), position (millimeters or
+      null), and what `Prediction.to_dict` gives, or `error` in its place. `scans`: one object a
+      scan: name, kind, facts, warnings, slices and unread (numbers), and summary (null if none was
+      read) with rule, class_probabilities, predicted_class, predicted_class_name,
+      slices_per_class, lesion_ml, lung_share and telling (files).
+    """
+    slices = [
+        _slice(slice_, index) for index, result in enumerate(results) for slice_ in result.slices
+    ]
+    slices += [{"file": scan.name, "error": scan.error} for scan in failed]
+    return {"slices": slices, "scans": [_scan(result) for result in results]}
+
+
+def _slice(slice_: SliceResult, scan: int) -> dict[str, Any]:
+    place = {"file": slice_.name, "scan": scan, "position": slice_.position}
+    if slice_.prediction is None:
+        return {**place, "error": slice_.error}
+    return {**place, **slice_.prediction.to_dict()}
+
+
+def _scan(result: ScanResult) -> dict[str, Any]:
+    summary = None
+    if result.summary is not None:
+        known = result.summary
+        names = short_names(len(known.class_probabilities))
+        predicted = known.predicted_class
+        summary = {
+            "rule": known.rule,
+            "class_probabilities": known.class_probabilities.tolist(),
+            "predicted_class": predicted,
+            "predicted_class_name": names[predicted] if predicted is not None else None,
+            "slices_per_class": known.slices_per_class.tolist(),
+            "lesion_ml": known.lesion_ml,
+            "lung_share": known.lung_share,
+            "telling": [result.slices[k].name for k in known.telling],
+        }
+    return {
+        "name": result.name,
+        "kind": result.kind,
+        "facts": result.facts,
+        "warnings": result.warnings,
+        "slices": len(result.slices),
+        "unread": sum(slice_.prediction is None for slice_ in result.slices),
+        "summary": summary,
+    }

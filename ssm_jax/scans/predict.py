@@ -1,0 +1,160 @@
+"""A whole scan through the model: batches of slices, read ahead, and their summary."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from ssm_jax.predictor import Prediction, Predictor
+from ssm_jax.scans.masks import label_map
+from ssm_jax.scans.options import ScanError, medical_library
+from ssm_jax.scans.result import ScanResult, SliceResult
+from ssm_jax.scans.source import Scan, Slice
+from ssm_jax.scans.summary import summarize
+
+Shown = Callable[[int, np.ndarray, Prediction], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class LungMask:
+    """A lung mask in patient coordinates.
+
+    Attributes:
+      voxels: [X, Y, Z] bool.
+      to_voxel: [4, 4] from RAS millimeters to voxel indices.
+    """
+
+    voxels: np.ndarray
+    to_voxel: np.ndarray
+
+    @classmethod
+    def load(cls, path: str) -> LungMask:
+        """Reads a NIfTI volume whose voxels other than 0 are lung.
+
+        Raises:
+          ScanError: nibabel is missing, or this is no such volume.
+        """
+        nibabel = medical_library("nibabel")
+        try:
+            image = nibabel.load(path)
+            voxels = np.asanyarray(image.dataobj) != 0
+            to_voxel = np.linalg.inv(image.affine)
+        except Exception as error:
+            raise ScanError(f"the lung mask {path} cannot be read: {error}") from error
+        if voxels.ndim != 3 or not voxels.any():
+            raise ScanError(f"the lung mask {path} must be one volume, with voxels other than 0")
+        return cls(voxels, to_voxel)
+
+    def of_slice(self, slice_: Slice, height: int, width: int) -> np.ndarray:
+        """bool [height, width] of a slice as shown: the nearest voxel of each pixel."""
+        matrix = self.to_voxel @ slice_.affine
+        rows, columns = np.arange(height)[:, None], np.arange(width)[None]
+        inside = np.ones((height, width), bool)
+        indices = []
+        for axis, length in enumerate(self.voxels.shape):
+            place = matrix[axis, 0] * columns + matrix[axis, 1] * rows + matrix[axis, 3]
+            index = np.rint(place).astype(int)
+            inside &= (index >= 0) & (index < length)
+            indices.append(np.clip(index, 0, length - 1))
+        return self.voxels[tuple(indices)] & inside
+
+
+def predict_scan(
+    predictor: Predictor,
+    scan: Scan,
+    *,
+    rule: str = "mean",
+    progress: Callable[[int, int], None] | None = None,
+    lung: LungMask | None = None,
+    keep_images: bool = True,
+    shown: Shown | None = None,
+) -> ScanResult:
+    """Predicts the slices of a scan.
+
+    The slices of the next batch are read while the model works on one. A slice that cannot be read
+    is told in its result and stops nothing.
+
+    Args:
+      predictor: the model.
+      scan: from `open_scans`.
+      rule: of the summary, one of `summary.RULES`.
+      progress: called with the slices done and those of the scan, first with 0.
+      lung: for the share of the lung; the scan must know where it lies.
+      keep_images: whether results hold the slices' pixels; without, memory does not grow with them.
+      shown: called with index, pixels and prediction of each slice that was read.
+
+    Returns:
+      The slices' results, in order, and their summary.
+
+    Raises:
+      ScanError: the scan cannot be read at all, or a lung mask that does not meet it.
+    """
+    if scan.error:
+        raise ScanError(f"{scan.name}: {scan.error}")
+    if lung is not None and any(s.affine is None for s in scan.slices if s.position is not None):
+        raise ScanError(f"{scan.name}: a lung mask needs a scan that knows where its slices lie")
+    results: list[SliceResult] = []
+    areas, lesion_in_lung, lung_pixels = [], 0, 0
+    total = len(scan.slices)
+    report = progress or (lambda done, total: None)
+    report(0, total)
+    for batch in _read_ahead(scan.slices, predictor.batch_size):
+        images = [image for _, image, _ in batch if image is not None]
+        predictions = iter(predictor.predict_batch(images))
+        for slice_, image, error in batch:
+            if image is None:
+                results.append(SliceResult(slice_.name, None, None, error, slice_.position))
+                areas.append(0)
+                continue
+            prediction = next(predictions)
+            lesions = label_map(prediction) > 0
+            areas.append(int(lesions.sum()))
+            if lung is not None and slice_.affine is not None:
+                within = lung.of_slice(slice_, *lesions.shape)
+                lesion_in_lung += int((lesions & within).sum())
+                lung_pixels += int(within.sum())
+            if shown is not None:
+                shown(len(results), image, prediction)
+            kept = image if keep_images else None
+            results.append(SliceResult(slice_.name, kept, prediction, None, slice_.position))
+        report(len(results), total)
+    scan.release()
+    warnings = list(scan.warnings)
+    if lung is not None and not lung_pixels:
+        raise ScanError(f"{scan.name}: the lung mask lies elsewhere: no pixel of the scan is in it")
+    voxel_ml = float(np.prod(scan.spacing)) / 1000 if scan.spacing else None
+    in_lung = (lesion_in_lung, lung_pixels) if lung is not None else None
+    predictions = [result.prediction for result in results]
+    summary = summarize(predictions, areas, rule, voxel_ml, in_lung)
+    return ScanResult(scan.name, scan.kind, dict(scan.facts), warnings, results, summary)
+
+
+def _read_ahead(
+    slices: list[Slice], size: int
+) -> Iterator[list[tuple[Slice, np.ndarray | None, str | None]]]:
+    """Yields batches of (slice, pixels or None, error or None), one of them read ahead."""
+    chunks = [slices[start : start + size] for start in range(0, len(slices), size)]
+    with ThreadPoolExecutor(1) as pool:
+        waiting = [pool.submit(_read_all, chunk) for chunk in chunks[:1]]
+        for chunk in [*chunks[1:], None]:
+            if not waiting:
+                return
+            batch = waiting.pop().result()
+            if chunk is not None:
+                waiting.append(pool.submit(_read_all, chunk))
+            yield batch
+
+
+def _read_all(slices: list[Slice]) -> list[tuple[Slice, np.ndarray | None, str | None]]:
+    batch = []
+    for slice_ in slices:
+        try:
+            batch.append((slice_, slice_.read(), None))
+        # Whatever a damaged file does, the other slices are still predicted.
+        except Exception as error:
+            line = " ".join(str(error).split()) or type(error).__name__
+            batch.append((slice_, None, line))
+    return batch

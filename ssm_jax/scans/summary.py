@@ -1,0 +1,87 @@
+"""A scan's class, lesion volume and most telling slices, from what is said of its slices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ssm_jax.predictor import Prediction
+from ssm_jax.scans.result import ScanSummary
+
+RULES = ("mean", "vote", "telling")
+RULES_HELP = (
+    "How class probabilities of slices become those of the scan. mean: their mean. vote: the share "
+    "of slices whose largest probability is the class. telling: the mean over the (at most five) "
+    "most telling slices, those with the least probability of the normal class."
+)
+_TELLING = 5
+
+
+def summarize(
+    predictions: Sequence[Prediction | None],
+    areas: Sequence[float],
+    rule: str = "mean",
+    voxel_ml: float | None = None,
+    in_lung: tuple[float, float] | None = None,
+) -> ScanSummary | None:
+    """Takes slices together.
+
+    Args:
+      predictions: of each slice; None where it could not be read.
+      areas: of each slice, pixels in any lesion mask (0 where unread or without masks).
+      rule: one of `RULES`.
+      voxel_ml: volume of a pixel's voxel, milliliters; None if unknown.
+      in_lung: lesion pixels within the lung, and pixels of the lung; None without a lung mask.
+
+    Returns:
+      The summary; None if no slice was read.
+
+    Raises:
+      ValueError: an unknown rule.
+    """
+    if rule not in RULES:
+        raise ValueError(f"the rule must be one of {', '.join(RULES)}, not {rule!r}")
+    read = [k for k, prediction in enumerate(predictions) if prediction is not None]
+    if not read:
+        return None
+    shares = np.stack([predictions[k].class_probabilities for k in read])  # [n, K]
+    classes = shares.shape[1]
+    telling = _telling(predictions, read, shares, areas)
+    own = shares.argmax(axis=1) if classes else np.zeros(0, int)
+    per_class = np.bincount(own, minlength=classes)[:classes]
+    if rule == "vote":
+        together = per_class / len(read)
+    elif rule == "telling":
+        together = np.mean([predictions[k].class_probabilities for k in telling], axis=0)
+    else:
+        together = shares.mean(axis=0, dtype=np.float64)
+    has_masks = any(predictions[k].masks is not None for k in read)
+    lesion_ml = None
+    if voxel_ml is not None and has_masks:
+        lesion_ml = float(sum(areas)) * voxel_ml
+    lung_share = None
+    if in_lung is not None and has_masks and in_lung[1] > 0:
+        lung_share = in_lung[0] / in_lung[1]
+    return ScanSummary(
+        rule=rule,
+        class_probabilities=together.astype(np.float32),
+        predicted_class=int(together.argmax()) if classes else None,
+        slices_per_class=per_class,
+        lesion_ml=lesion_ml,
+        lung_share=lung_share,
+        telling=telling,
+    )
+
+
+def _telling(predictions, read, shares, areas) -> list[int]:
+    """Slices with the least probability of the normal class, then the most lesion, then in order.
+
+    A model that only segments has no classes: the scores of detections decide.
+    """
+    if shares.shape[1]:
+        normal = shares[:, 0]
+    else:
+        normal = [-float(predictions[k].scores.sum()) for k in read]
+    ranked = sorted(zip(normal, [-areas[k] for k in read], read, strict=True))
+    return [k for _, _, k in ranked[:_TELLING]]
