@@ -119,6 +119,15 @@ def test_dicom_seg_refers_to_the_right_slices(tmp_path, orientation):
     np.testing.assert_array_equal(pixels[..., 0], expected)
 
 
+def test_dicom_seg_of_pseudonymized_files(tmp_path):
+    removed = dict.fromkeys(("PatientName", "PatientID", "StudyDate", "FrameOfReferenceUID"))
+    Series().write(tmp_path / "s", HU, **removed)
+    scan, result = predicted(tmp_path / "s")
+    (path,) = write_masks(result, scan, "dicom-seg", tmp_path)
+    frames = highdicom.seg.segread(path).pixel_array
+    np.testing.assert_array_equal(frames, LESIONS[LESIONS.any(axis=(1, 2))])
+
+
 def test_dicom_seg_of_many_frames(tmp_path):
     order = [3, 0, 5, 1, 4, 2]
     save(multi_frame(HU, order), tmp_path / "m.dcm")
@@ -146,7 +155,7 @@ def test_what_a_source_cannot_give(tmp_path):
     Image.fromarray(windowed(HU[0])).save(tmp_path / "a.png")
     scan, result = predicted(tmp_path / "a.png")
     for kind in ("nifti", "dicom-seg"):
-        with pytest.raises(ScanError, match="does not tell|not DICOM"):
+        with pytest.raises(ScanError, match=r"does not tell|not DICOM"):
             write_masks(result, scan, kind, tmp_path)
 
 

@@ -19,6 +19,10 @@ from ssm_jax.scans.source import Scan
 
 KINDS = ("nifti", "dicom-seg", "png")
 _MOST_SLICES = 4096  # of a grid
+_MAY_BE_EMPTY = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
+    *("StudyTime", "AccessionNumber", "ReferringPhysicianName"),
+)
 _OFF_GRID = 0.05  # of a step that a slice may lie beside the grid
 
 
@@ -167,6 +171,7 @@ def _write_dicom_seg(result: ScanResult, scan: Scan, path: pathlib.Path) -> path
     if many:  # the file's own order
         labels = labels[np.argsort([frames[k].number for k in used])]
     sources = [frames[0].header] if many else [frames[k].header for k in used]
+    sources = _with_blanks(sources)
     try:
         segmentation = _segmentation(highdicom, sources, labels)
         segmentation.save_as(path)
@@ -178,6 +183,24 @@ def _write_dicom_seg(result: ScanResult, scan: Scan, path: pathlib.Path) -> path
             f"{scan.name}: its headers do not allow a DICOM SEG ({line}); use --masks=nifti or png"
         ) from error
     return path
+
+
+def _with_blanks(headers: list) -> list:
+    """Copies of headers in which what a DICOM file may leave empty is there, if only empty.
+
+    Pseudonymized files lack it; highdicom copies it.
+    """
+    uid = medical_library("pydicom.uid").generate_uid()
+    filled = []
+    for header in headers:
+        copy = header.copy()
+        for keyword in _MAY_BE_EMPTY:
+            if keyword not in copy:
+                setattr(copy, keyword, "")
+        if "FrameOfReferenceUID" not in copy:
+            copy.FrameOfReferenceUID = uid
+        filled.append(copy)
+    return filled
 
 
 def _segmentation(highdicom, sources: list, labels: np.ndarray):
