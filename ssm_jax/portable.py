@@ -82,14 +82,10 @@ def export_program(
     predict = make_predict_fn(model_config, masks=masks)
     size = model_config.image_size
     thresholds = (np.float32(score_threshold), np.float32(nms_threshold))
-    # A compiler multiplies by 1 / 255 where NumPy divides, which rounds otherwise.
-    grey_values = np.arange(256, dtype=np.float32) / 255
 
     @jax.jit
     def run(images):
         sizes = jnp.full((images.shape[0], 2), size, jnp.int32)
-        if input_type == "uint8":
-            images = jnp.asarray(grey_values)[images]
         # What is constant here is an argument elsewhere: the barrier keeps the compiler from
         # computing with it in advance, which would round differently.
         inputs = (dict(variables), images[..., None], sizes, *thresholds)
