@@ -286,9 +286,11 @@ class _Iteration:
 def _start_compiling(
     config: ml_collections.ConfigDict, plan: Plan, datasets: Datasets, shapes: TrainState
 ) -> list[Future]:
-    """Compiles the steps side by side, in the background: each takes one core for a while."""
+    """Compiles the steps in the background, one after another: side by side they would take a
+    gigabyte more.
+    """
     example = TrainBatches(datasets, config.seed, plan.batch_size)[0]
-    pool = ThreadPoolExecutor(2)
+    pool = ThreadPoolExecutor(1)
 
     def compiled(step, batch):
         return step.lower(shapes, batch).compile()
