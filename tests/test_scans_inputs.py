@@ -45,7 +45,7 @@ def volume(path, order, flips, dtype=np.int16, **scaling):
     return data, affine
 
 
-@pytest.mark.parametrize("order", itertools.permutations(range(3)))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 @pytest.mark.parametrize("flips", [(), (0,), (1, 2), (0, 1, 2)])
 def test_any_axis_order_becomes_the_same_axial_slices(tmp_path, order, flips):
     volume(tmp_path / "v.nii", order, flips)
