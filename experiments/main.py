@@ -19,6 +19,12 @@ three start from segmentation pretraining:
     python -m experiments.main --config=configs/pretrain.py:r34_2
     python -m experiments.main --config=configs/ssm2.py:r34_2 \\
         --config.init_from=runs/pretrain_r34_2
+
+All devices of the machine share a batch that can be split over them. So do several processes, which
+are started with one command line each; they need a working directory that all of them see:
+
+    python -m experiments.main --config=configs/scratch_r18.py --config.train.batch_size=16 \\
+        --coordinator=HOST:PORT --num_processes=2 --process_id=0
 """
 
 import pathlib
@@ -26,7 +32,7 @@ import pathlib
 from absl import app, flags
 from ml_collections import config_flags
 
-from experiments import common
+from experiments import common, processes
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File with get_config(); --config.a.b=value overrides a field of it."
@@ -64,6 +70,7 @@ def main(argv: list[str]) -> None:
     from ssm_jax.training.loop import TrainingError, train
 
     with common.one_line_errors(ValueError, OSError, TrainingError, KeyboardInterrupt):
+        processes.join()
         common.use_compilation_cache(_CONFIG.value.data.data_dir)
         train(_CONFIG.value, _WORKDIR.value or f"runs/{config_name()}")
 

@@ -31,7 +31,7 @@ import sys
 import numpy as np
 from absl import app, flags
 
-from experiments import common
+from experiments import common, processes
 from ssm_jax.scans.options import VALUES
 from ssm_jax.scans.summary import RULES, RULES_HELP
 
@@ -99,7 +99,10 @@ _RESCALE = flags.DEFINE_list(
     "rescale", None, "slope,intercept to Hounsfield units in place of the header's."
 )
 _BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Slices a call. Default: 1 on a CPU, 8 on an accelerator.", lower_bound=1
+    "batch_size",
+    None,
+    "Slices a call. Default: 1 on a CPU, 8 a device on accelerators.",
+    lower_bound=1,
 )
 
 
@@ -134,7 +137,9 @@ class Overlays:
         self._count = 0
 
     def of(self, scan):
-        """The callback for `predict_scan` of a scan."""
+        """The callback for `predict_scan` of the next scan."""
+        first = self._count
+        self._count += len(scan.slices)
 
         def draw(index: int, image: np.ndarray, prediction) -> None:
             from ssm_jax import classes, visualize
@@ -143,8 +148,7 @@ class Overlays:
             path = pathlib.PurePath(scan.slices[index].name)
             names = classes.long_names(len(prediction.class_logits))
             picture = visualize.overlay(image, prediction, class_names=names, title=path.name)
-            picture.save(self._folder / f"{self._count:05d}_{path.stem}.png")
-            self._count += 1
+            picture.save(self._folder / f"{first + index:05d}_{path.stem}.png")
 
         return draw
 
@@ -164,6 +168,7 @@ def predict_all(predictor, scans: list, output: pathlib.Path, kinds: list[str]) 
     Raises:
       ScanError: a lung mask that does not fit.
     """
+    import jax
     from tqdm import tqdm
 
     from ssm_jax.scans.predict import LungMask, predict_scan
@@ -173,7 +178,8 @@ def predict_all(predictor, scans: list, output: pathlib.Path, kinds: list[str]) 
         raise ValueError(f"--lung_mask is for one scan, but the inputs hold {len(scans)}")
     overlays = Overlays(output / "overlays")
     results = []
-    with tqdm(total=sum(len(s.slices) for s in scans), unit="slice", disable=None) as bar:
+    quiet = True if jax.process_index() else None  # None: unless it is a terminal
+    with tqdm(total=sum(len(s.slices) for s in scans), unit="slice", disable=quiet) as bar:
         for number, scan in enumerate(scans, 1):
             before = bar.n
             results.append(
@@ -187,10 +193,10 @@ def predict_all(predictor, scans: list, output: pathlib.Path, kinds: list[str]) 
                     shown=overlays.of(scan) if _OVERLAYS.value else None,
                 )
             )
-            folder = output / "masks"
-            write_mask_files(
-                results, scan, kinds, folder if len(scans) == 1 else folder / f"scan_{number}"
-            )
+            if jax.process_index() == 0:
+                folder = output / "masks"
+                folder = folder if len(scans) == 1 else folder / f"scan_{number}"
+                write_mask_files(results, scan, kinds, folder)
     return results
 
 
@@ -213,6 +219,7 @@ def main(argv: list[str]) -> None:
     common.set_up_logging()
     kinds = [kind for kind in dict.fromkeys(_MASKS.value) if kind not in ("none", "json")]
     with common.one_line_errors(ValueError, OSError):
+        processes.join()
         if "none" in _MASKS.value and len(set(_MASKS.value)) > 1:
             raise ValueError("--masks=none leaves no other --masks")
         options = input_options()
@@ -231,12 +238,15 @@ def main(argv: list[str]) -> None:
             nms_threshold=_NMS_THRESHOLD.value,
             masks="none" not in _MASKS.value,
             # A CPU gains nothing from batches; an accelerator does.
-            batch_size=_BATCH_SIZE.value or (1 if jax.default_backend() == "cpu" else 8),
+            batch_size=_BATCH_SIZE.value
+            or jax.local_device_count() * (1 if jax.default_backend() == "cpu" else 8),
         )
         scans = open_scans([*_INPUTS.value, *argv[1:]], options)
         failed = [scan for scan in scans if scan.error]
         scans = [scan for scan in scans if not scan.error]
         results = predict_all(predictor, scans, output, kinds)
+        if jax.process_index():
+            return  # the first process has all results, and writes them
         content = to_json(results, failed)
         write_json(output / "predictions.json", content)
         if _REPORT.value:

@@ -16,6 +16,7 @@ from ssm_jax.classes import FILE_CLASSES, LESION_CLASSES
 
 BACKBONES = ("resnet18", "resnet34")
 DTYPES = ("float32", "bfloat16")
+BN_STATISTICS = ("batch", "example")
 UPDATE_RULES = (1, 2, 3)
 COPY_RULES = ("best", "every_step", "ema", "never")
 SCHEDULES = ("constant", "cosine")
@@ -44,6 +45,7 @@ class ModelConfig:
     image_size: int = 512  # length that the short side is resized to
     max_size: int = 1024  # upper bound of the long side
     bn_momentum: float = 0.1  # weight of the current batch in the running statistics
+    bn_statistics: str = "batch"  # moments in training: of the batch, or of each example alone
     anchor_sizes: tuple[float, ...] = (2, 4, 8, 16, 32)
     anchor_ratios: tuple[float, ...] = (0.1, 0.25, 0.5, 1, 1.5, 2)  # height / width
     rpn_pre_nms: int = 2000  # anchors decoded, by objectness
@@ -66,6 +68,8 @@ class ModelConfig:
         _check(self.num_classes >= 2, "model.num_classes", self.num_classes, "numbers from 2")
         possible = tuple(FILE_CLASSES)
         _check(self.image_classes in possible, "model.image_classes", self.image_classes, possible)
+        kind = self.bn_statistics
+        _check(kind in BN_STATISTICS, "model.bn_statistics", kind, BN_STATISTICS)
         _check(self.dtype in DTYPES, "model.dtype", self.dtype, DTYPES)
         if not self.image_classes:
             _check(self.branches == 1, "model.branches", self.branches, "(1,) without module S")
@@ -125,7 +129,7 @@ def default_config() -> ml_collections.ConfigDict:
     phantom.cls_test = 300
 
     config.train = train = ml_collections.ConfigDict()
-    train.batch_size = 1  # pairs of slices an iteration
+    train.batch_size = 1  # pairs of slices an iteration, of all devices together
     train.epochs = 50  # passes over the classification slices, or the segmentation slices alone
     train.max_steps = 0  # iterations; 0: epochs decide
     train.learning_rate = 1e-5

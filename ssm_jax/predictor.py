@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from ssm_jax import sharding
 from ssm_jax.classes import short_names
 from ssm_jax.config import ModelConfig
 from ssm_jax.models.inference import Predictions, make_classify_fn, make_predict_fn
@@ -95,7 +97,8 @@ class Predictor:
 
     Slices are resized as in training (short side to the model's image size, long side bounded),
     batched by the size of their padded canvas, and predicted by one jitted call a batch; the first
-    slice of each canvas size waits for a compilation.
+    slice of each canvas size waits for a compilation. A batch is spread over as many devices of
+    this process as it can be split over evenly.
     """
 
     def __init__(
@@ -126,12 +129,17 @@ class Predictor:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.model_config = model_config
-        self.variables = jax.device_put(dict(variables))
+        self._mesh = sharding.local_mesh(batch_size)
+        variables = dict(variables)
+        if self._mesh is None:
+            self.variables = jax.device_put(variables)
+        else:
+            self.variables = sharding.replicate(variables, self._mesh)
         self.score_threshold = score_threshold
         self.nms_threshold = nms_threshold
         self.masks = masks
         self.batch_size = batch_size
-        self._predict = _predict_fn(model_config, masks, roi_batch)
+        self._predict = _predict_fn(model_config, masks, roi_batch, self._mesh)
 
     def __call__(self, image: np.ndarray) -> Prediction:
         """Predicts one slice; see `predict_batch`."""
@@ -159,7 +167,7 @@ class Predictor:
 
     def class_logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Class logits alone, [N, K] float32: `predict_batch` without the work on lesions."""
-        classify = _classify_fn(self.model_config)
+        classify = _classify_fn(self.model_config, self._mesh)
         logits = np.zeros((len(images), self.model_config.image_classes), np.float32)
         for indices, _, outputs in self._run(images, classify):
             logits[indices] = outputs[: len(indices)]
@@ -270,15 +278,16 @@ def prepare(image: np.ndarray, image_size: int, max_size: int) -> np.ndarray:
 
 
 @functools.lru_cache
-def _predict_fn(model_config: ModelConfig, masks: bool, roi_batch: bool):
+def _predict_fn(model_config: ModelConfig, masks: bool, roi_batch: bool, mesh: Mesh | None):
     """One jitted function a model, whatever weights it gets: compiled once a process."""
-    return make_predict_fn(model_config, masks=masks, roi_batch=roi_batch)
+    predict = make_predict_fn(model_config, masks=masks, roi_batch=roi_batch)
+    return sharding.jit_inference(predict, mesh)
 
 
 @functools.lru_cache
-def _classify_fn(model_config: ModelConfig):
+def _classify_fn(model_config: ModelConfig, mesh: Mesh | None):
     """The same for the class alone."""
-    return make_classify_fn(model_config)
+    return sharding.jit_inference(make_classify_fn(model_config), mesh)
 
 
 def _canvas(shape: Sequence[int]) -> tuple[int, int]:

@@ -28,9 +28,20 @@ class TrainBatches:
     segmentation slices follow one permutation an epoch. See `__getitem__` for the fields.
     """
 
-    def __init__(self, datasets: Datasets, seed: int, batch_size: int):
-        """Args: datasets; seed, not negative; batch_size, pairs of slices a batch."""
+    def __init__(
+        self, datasets: Datasets, seed: int, batch_size: int, part: tuple[int, int] = (0, 1)
+    ):
+        """Takes what determines the batches.
+
+        Args:
+          datasets: from `open_datasets`.
+          seed: not negative.
+          batch_size: pairs of slices a batch.
+          part: (k, n): of every batch, the k-th of n equal parts alone is loaded.
+        """
         self.datasets, self.seed, self.batch_size = datasets, seed, batch_size
+        index, count = part
+        self._rows = slice(index * batch_size // count, (index + 1) * batch_size // count)
         self._permutation = functools.lru_cache(maxsize=4)(self._make_permutation)
 
     def __len__(self) -> int:
@@ -70,8 +81,8 @@ class TrainBatches:
           "cls_files" empty without classification slices.
         """
         segmentation, classification = self.indices(int(step))
-        seg = [self.datasets.seg_train[i] for i in segmentation]
-        cls = [self.datasets.cls_train[i] for i in classification]
+        seg = [self.datasets.seg_train[i] for i in segmentation[self._rows]]
+        cls = [self.datasets.cls_train[i] for i in classification[self._rows]]
         batch = {
             "seg": _stack([segmentation_arrays(example, self.datasets) for example in seg]),
             "seg_files": [example.file for example in seg],
@@ -135,7 +146,7 @@ def _pad(array: np.ndarray, canvas: tuple[int, int]) -> np.ndarray:
 
 
 def make_train_iterator(
-    datasets: Datasets, config: ml_collections.ConfigDict
+    datasets: Datasets, config: ml_collections.ConfigDict, part: tuple[int, int] = (0, 1)
 ) -> grain.DatasetIterator:
     """An endless iterator over training batches, decoded ahead in background threads.
 
@@ -145,8 +156,9 @@ def make_train_iterator(
     Args:
       datasets: from `open_datasets`.
       config: seed, train.batch_size, data.threads and data.prefetch are read.
+      part: see TrainBatches.
     """
-    batches = TrainBatches(datasets, config.seed, config.train.batch_size)
+    batches = TrainBatches(datasets, config.seed, config.train.batch_size, part)
     options = grain.ReadOptions(
         num_threads=config.data.threads, prefetch_buffer_size=max(1, config.data.prefetch)
     )

@@ -87,10 +87,13 @@ class BatchNorm(nn.Module):
 
     Attributes:
       momentum: weight of the batch in the running statistics.
+      per_example: normalise each example by its own moments, whose means over the examples go into
+        the running statistics; examples then do not depend on what else is in the batch.
       epsilon: added to the variance.
     """
 
     momentum: float = 0.1
+    per_example: bool = False
     epsilon: float = 1e-5
 
     @nn.compact
@@ -116,14 +119,36 @@ class BatchNorm(nn.Module):
             factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
             return (x * factor + (bias - running_mean.value * factor)).astype(dtype)
         weight = jnp.ones(x.shape[0]) if example_mask is None else example_mask.astype(scale.dtype)
-        x, (mean, var, count) = _normalize_by_batch(x, scale, bias, weight, self.epsilon)
-        if not self.is_initializing():
+        if self.per_example:
+            x, mean, unbiased = _normalize_by_example(x, scale, bias, weight, self.epsilon)
+        else:
+            x, (mean, var, count) = _normalize_by_batch(x, scale, bias, weight, self.epsilon)
             unbiased = var * count / jnp.maximum(count - 1, 1)
+        if not self.is_initializing():
             # Not "+=", which would change the caller's arrays where those are NumPy's.
             running_mean.value = running_mean.value + self.momentum * (mean - running_mean.value)
             running_var.value = running_var.value + self.momentum * (unbiased - running_var.value)
             updates.value = updates.value + 1
         return x.astype(dtype)
+
+
+def _normalize_by_example(x, scale, bias, weight, epsilon):
+    """Normalises each example of [B, H, W, C] by its own moments.
+
+    Returns:
+      [B, H, W, C]; mean and unbiased variance [C], averaged over the examples of weight 1.
+    """
+
+    def one(example):
+        normalized, moments = _normalize_by_batch(
+            example[None], scale, bias, jnp.ones(1, weight.dtype), epsilon
+        )
+        return normalized[0], moments
+
+    normalized, (means, variances, counts) = jax.vmap(one)(x)
+    unbiased = variances * (counts / jnp.maximum(counts - 1, 1))[:, None]
+    shares = weight / jnp.maximum(weight.sum(), 1)
+    return normalized, shares @ means, shares @ unbiased
 
 
 def _channel_sum(x: Array) -> Array:

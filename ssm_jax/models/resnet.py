@@ -18,12 +18,14 @@ class BasicBlock(nn.Module):
       channels: output channels.
       stride: of the first convolution and the shortcut.
       bn_momentum: see `layers.BatchNorm`.
+      bn_per_example: see `layers.BatchNorm`.
       dtype: of the convolutions and what they return; see `layers`.
     """
 
     channels: int
     stride: int
     bn_momentum: float
+    bn_per_example: bool = False
     dtype: Any = None
 
     @nn.compact
@@ -31,7 +33,8 @@ class BasicBlock(nn.Module):
         """[B, H, W, C] -> [B, H / stride, W / stride, channels]."""
 
         def norm(x, name):
-            return layers.BatchNorm(self.bn_momentum, name=name)(x, train, example_mask)
+            layer = layers.BatchNorm(self.bn_momentum, self.bn_per_example, name=name)
+            return layer(x, train, example_mask)
 
         def conv(x, kernel, stride, name):
             init = layers.kaiming_normal_fan_out
@@ -60,12 +63,14 @@ class ResNet(nn.Module):
       depth: "resnet18" or "resnet34".
       blocks: residual stages, 2 (stride 8, 128 channels) or 3 (stride 16, 256 channels).
       bn_momentum: see `layers.BatchNorm`.
+      bn_per_example: see `layers.BatchNorm`.
       dtype: see `BasicBlock`.
     """
 
     depth: str
     blocks: int
     bn_momentum: float
+    bn_per_example: bool = False
     dtype: Any = None
 
     @nn.compact
@@ -84,12 +89,13 @@ class ResNet(nn.Module):
         x = layers.conv(64, 7, 2, use_bias=False, kernel_init=init, dtype=self.dtype, name="conv1")(
             x
         )
-        x = nn.relu(layers.BatchNorm(self.bn_momentum, name="bn1")(x, train, example_mask))
+        norm = (self.bn_momentum, self.bn_per_example)
+        x = nn.relu(layers.BatchNorm(*norm, name="bn1")(x, train, example_mask))
         x = layers.max_pool_3x3_stride_2(x)
         for stage in range(self.blocks):
             for index in range(DEPTHS[self.depth][stage]):
                 stride = 2 if stage > 0 and index == 0 else 1
                 name = f"layer{stage + 1}_{index}"
-                block = BasicBlock(CHANNELS[stage], stride, self.bn_momentum, self.dtype, name=name)
+                block = BasicBlock(CHANNELS[stage], stride, *norm, self.dtype, name=name)
                 x = block(x, train, example_mask)
         return x

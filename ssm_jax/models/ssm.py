@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
+from ssm_jax import sharding
 from ssm_jax.config import ModelConfig
+from ssm_jax.models import rpn
 from ssm_jax.models.fpn import FPN
 from ssm_jax.models.module_s import ModuleS
 from ssm_jax.models.resnet import ResNet
 from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS, BoxBranch, BoxOutputs, MaskHead
-from ssm_jax.models.rpn import Proposals, RPNHead, propose
+from ssm_jax.models.rpn import Proposals, RPNHead
 from ssm_jax.ops import boxes as box_ops
 from ssm_jax.ops import roi_batch
 from ssm_jax.ops.anchors import cell_anchors, grid_anchors
@@ -44,7 +46,9 @@ class SingleShotModel(nn.Module):
         config = self.config
         # Of float32 the parameters decide.
         dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
-        self.backbone = ResNet(config.backbone, config.blocks, config.bn_momentum, dtype)
+        per_example = config.bn_statistics == "example"
+        backbone = (config.backbone, config.blocks, config.bn_momentum, per_example)
+        self.backbone = ResNet(*backbone, dtype)
         self.fpn = FPN(dtype)
         self.rpn = RPNHead(len(config.anchor_sizes) * len(config.anchor_ratios), dtype)
         self.segmentation_branch = BoxBranch(config.num_classes, dtype)
@@ -129,9 +133,25 @@ def proposals_from(
     return propose(config, objectness, deltas, anchors, image_sizes)
 
 
+def propose(
+    config: ModelConfig, objectness: Array, deltas: Array, anchors: Array, image_sizes: Array
+) -> Proposals:
+    """`rpn.propose`, by every device for its images."""
+
+    def of_images(anchors, objectness, deltas, image_sizes):
+        return rpn.propose(config, objectness, deltas, anchors, image_sizes)
+
+    specs = (sharding.REPLICATED, *(sharding.SPLIT,) * 3)
+    return sharding.per_device(of_images, specs)(anchors, objectness, deltas, image_sizes)
+
+
 def align(config: ModelConfig, features: Array, boxes: Array, bins: int) -> Array:
     """RoIAlign of every image: [B, h, w, C] and [B, N, 4] -> [B * N, bins, bins, C]."""
-    return roi_align_batch(features, boxes, bins, 1 / config.stride)
+
+    def of_images(features, boxes):
+        return roi_align_batch(features, boxes, bins, 1 / config.stride)
+
+    return sharding.per_device(of_images)(features, boxes)
 
 
 def read_boxes(
@@ -156,10 +176,14 @@ def read_boxes(
       The BoxOutputs of each branch, [B * N, ...].
     """
 
-    def read(pooled):
-        return tuple(stage(config, variables, branch, pooled) for branch in branches)
+    def of_images(variables, features, boxes):
+        def read(pooled):
+            return tuple(stage(config, variables, branch, pooled) for branch in branches)
 
-    return map_rois(read, features, boxes, BOX_BINS, 1 / config.stride)
+        return map_rois(read, features, boxes, BOX_BINS, 1 / config.stride)
+
+    specs = (sharding.REPLICATED, sharding.SPLIT, sharding.SPLIT)
+    return sharding.per_device(of_images, specs)(variables, features, boxes)
 
 
 def select_rois(
@@ -187,7 +211,8 @@ def select_rois(
         size, threshold = config.selection_size, config.selection_nms_threshold
         return roi_batch.select(key, scores, deltas, decoded, valid, size, threshold)
 
-    return jax.vmap(one)(keys, scores, deltas, proposals.boxes, proposals.valid, image_sizes)
+    arrays = (scores, deltas, proposals.boxes, proposals.valid, image_sizes)
+    return sharding.per_device(jax.vmap(one))(keys, *arrays)
 
 
 def for_masks_in_use(counts: Array, body: Callable[[Any, Array, Array], Any], init: Any) -> Any:

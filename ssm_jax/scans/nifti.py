@@ -51,6 +51,10 @@ class NiftiVolume:
             self._voxels = voxels.reshape(*self.shape, -1)[..., 0] if voxels.ndim > 3 else voxels
         return self._voxels
 
+    def plane(self, index: int) -> np.ndarray:
+        """The voxels of one slice, as stored: a view, whatever their order in memory."""
+        return np.moveaxis(self.voxels(), self.axis, 0)[index]
+
     def release(self) -> None:
         """Frees the voxels."""
         self._voxels = None
@@ -94,7 +98,7 @@ def open_nifti(path: str, options: InputOptions) -> Scan:
     along = {int(world): direction for world, direction in axes}
     turn = Turn(bool(axes[first, 0] == 0), bool(along[1] > 0), bool(along[0] > 0))
     stored, slope = _stored(volume, header)
-    samples = [volume.voxels().take(int(p * shape[axis]), axis=axis) for p in _SAMPLES]
+    samples = [volume.plane(int(p * shape[axis])) for p in _SAMPLES]
     reading, assumed = decide(samples, stored, True, options)
     spacing = nibabel.affines.voxel_sizes(affine)
     rows, columns = (second, first) if turn.transpose else (first, second)
@@ -181,5 +185,4 @@ def _slice_affine(
 
 def _read(volume, index, turn, reading, stored, options) -> np.ndarray:
     """uint8 [H, W] of a slice."""
-    values = volume.voxels().take(index, axis=volume.axis)
-    return turn.apply(reading.to_uint8(values, stored, options))
+    return turn.apply(reading.to_uint8(volume.plane(index), stored, options))

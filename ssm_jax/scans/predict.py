@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 
+from ssm_jax import sharding
 from ssm_jax.predictor import Prediction, Predictor
 from ssm_jax.scans.masks import label_map
 from ssm_jax.scans.options import ScanError, medical_library
@@ -75,7 +77,8 @@ def predict_scan(
     """Predicts the slices of a scan.
 
     The slices of the next batch are read while the model works on one. A slice that cannot be read
-    is told in its result and stops nothing.
+    is told in its result and stops nothing. Of several processes each predicts its share of the
+    batches, and all get all results.
 
     Args:
       predictor: the model.
@@ -84,7 +87,7 @@ def predict_scan(
       progress: called with the slices done and those of the scan, first with 0.
       lung: for the share of the lung; the scan must know where it lies.
       keep_images: whether results hold the slices' pixels; without, memory does not grow with them.
-      shown: called with index, pixels and prediction of each slice that was read.
+      shown: called with index, pixels and prediction of each slice that this process read.
 
     Returns:
       The slices' results, in order, and their summary.
@@ -96,32 +99,42 @@ def predict_scan(
         raise ScanError(f"{scan.name}: {scan.error}")
     if lung is not None and any(s.affine is None for s in scan.slices if s.position is not None):
         raise ScanError(f"{scan.name}: a lung mask needs a scan that knows where its slices lie")
-    results: list[SliceResult] = []
-    areas, lesion_in_lung, lung_pixels = [], 0, 0
-    total = len(scan.slices)
+    found: dict[int, tuple[SliceResult, np.ndarray]] = {}
+    total, size = len(scan.slices), predictor.batch_size
+    process, processes = jax.process_index(), jax.process_count()
     report = progress or (lambda done, total: None)
     report(0, total)
-    for batch in _read_ahead(scan.slices, predictor.batch_size):
+    starts = range(process * size, total, processes * size)
+    batches = _read_ahead([scan.slices[start : start + size] for start in starts])
+    for start, batch in zip(starts, batches, strict=True):
         images = [image for _, image, _ in batch if image is not None]
         predictions = iter(predictor.predict_batch(images))
-        for slice_, image, error in batch:
+        for index, (slice_, image, error) in enumerate(batch, start):
+            # Pixels of lesions, of lesions in the lung, and of the lung.
+            pixels = np.zeros(3, int)
             if image is None:
-                results.append(SliceResult(slice_.name, None, None, error, slice_.position))
-                areas.append(0)
+                result = SliceResult(slice_.name, None, None, error, slice_.position)
+                found[index] = result, pixels
                 continue
             prediction = next(predictions)
             lesions = label_map(prediction) > 0
-            areas.append(int(lesions.sum()))
+            pixels[0] = lesions.sum()
             if lung is not None and slice_.affine is not None:
                 within = lung.of_slice(slice_, *lesions.shape)
-                lesion_in_lung += int((lesions & within).sum())
-                lung_pixels += int(within.sum())
+                pixels[1:] = (lesions & within).sum(), within.sum()
             if shown is not None:
-                shown(len(results), image, prediction)
+                shown(index, image, prediction)
             kept = image if keep_images else None
-            results.append(SliceResult(slice_.name, kept, prediction, None, slice_.position))
-        report(len(results), total)
+            result = SliceResult(slice_.name, kept, prediction, None, slice_.position)
+            found[index] = result, pixels
+        report(min(len(found) * processes, total), total)
     scan.release()
+    for part in sharding.gather(found):
+        found |= part
+    results = [found[index][0] for index in range(total)]
+    counted = np.array([found[index][1] for index in range(total)]).reshape(total, 3)
+    areas = counted[:, 0].tolist()
+    lesion_in_lung, lung_pixels = counted[:, 1:].sum(axis=0).tolist()
     warnings = list(scan.warnings)
     if lung is not None and not lung_pixels:
         raise ScanError(f"{scan.name}: the lung mask lies elsewhere: no pixel of the scan is in it")
@@ -133,10 +146,9 @@ def predict_scan(
 
 
 def _read_ahead(
-    slices: list[Slice], size: int
+    chunks: list[list[Slice]],
 ) -> Iterator[list[tuple[Slice, np.ndarray | None, str | None]]]:
     """Yields batches of (slice, pixels or None, error or None), one of them read ahead."""
-    chunks = [slices[start : start + size] for start in range(0, len(slices), size)]
     with ThreadPoolExecutor(1) as pool:
         waiting = [pool.submit(_read_all, chunk) for chunk in chunks[:1]]
         for chunk in [*chunks[1:], None]:

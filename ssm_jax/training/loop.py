@@ -22,7 +22,9 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 
+from ssm_jax import sharding
 from ssm_jax.checkpoints import RunCheckpoints, saved_steps
 from ssm_jax.config import ModelConfig, validate
 from ssm_jax.data import Datasets, TrainBatches, make_train_iterator, open_datasets
@@ -31,7 +33,13 @@ from ssm_jax.training import initialize
 from ssm_jax.training import workdir as workdir_lib
 from ssm_jax.training.evaluate import Stopped, evaluate, reestimated_batch_stats, summary
 from ssm_jax.training.interrupt import StopRequest
-from ssm_jax.training.metrics import METRICS_FILE, MetricsWindow, MetricsWriter, write_json
+from ssm_jax.training.metrics import (
+    METRICS_FILE,
+    MetricsWindow,
+    MetricsWriter,
+    SilentWriter,
+    write_json,
+)
 from ssm_jax.training.progress import Progress
 from ssm_jax.training.state import TrainState, create_state
 from ssm_jax.training.steps import make_bn_estimator, make_steps
@@ -107,10 +115,14 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict
     """
     model_config = validate(config)
     initialize.require_pretrained(config)
+    mesh = sharding.training_mesh(config.train.batch_size)
+    process = (jax.process_index(), jax.process_count())
+    first = process[0] == 0
     workdir = pathlib.Path(workdir).expanduser().absolute()
     workdir.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(workdir_lib.locked(workdir))
+        if first:  # the other processes of a job write nothing but their share of checkpoints
+            stack.enter_context(workdir_lib.locked(workdir))
         settings = json.loads(config.to_json_best_effort())
         workdir_lib.check_config(workdir, settings)
         _log_sources(config, workdir)
@@ -118,7 +130,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict
         datasets = open_datasets(config)
         for line in datasets.descriptions:
             logger.info("%s", line)
-        loader = make_train_iterator(datasets, config)
+        loader = make_train_iterator(datasets, config, process)
         plan = Plan.of(config, datasets.epoch_slices)
 
         args = (config.checkpoint.keep_last, config.checkpoint.best_metric)
@@ -128,24 +140,28 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict
         window = MetricsWindow()
         resumed = checkpoints.latest_step()
         complete = (resumed or 0) >= plan.total
-        _log_model(model_config, shapes, resumed or 0, plan)
-        compiling = [] if complete else _start_compiling(config, plan, datasets, shapes)
+        _log_model(model_config, shapes, resumed or 0, plan, mesh)
+        compiling = [] if complete else _start_compiling(config, plan, datasets, shapes, mesh)
         if resumed is None:
             state = initialize.take_over(make_state(), weights)
         else:
             state, loop_state = checkpoints.restore(shapes)
             loader.set_state(loop_state["loader"])
             window.set_state(loop_state["window"])
-        workdir_lib.store_config(workdir, settings)
+        state = sharding.replicate(state, mesh)
         step = int(state.step)
         evaluated = step > 0 and checkpoints.metrics(step) is not None
-        writer = stack.enter_context(MetricsWriter(workdir, step, evaluated))
-        progress = Progress(plan.total, step)
+        writer = SilentWriter()
+        if first:
+            workdir_lib.store_config(workdir, settings)
+            writer = stack.enter_context(MetricsWriter(workdir, step, evaluated))
+        stream = None if first else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
+        progress = Progress(plan.total, step, stream)
         stack.callback(progress.pause)
         steps = [future.result() for future in compiling]
         # From here on there is something to save; before, a signal just ends the process.
         stop = stack.enter_context(StopRequest())
-        parts = (plan, datasets, checkpoints, writer, window, stop, progress)
+        parts = (plan, datasets, checkpoints, writer, window, stop, progress, mesh)
         _Run(config, settings, workdir, *parts).iterate(state, loader, steps)
         return _latest_metrics(workdir)
 
@@ -160,13 +176,15 @@ class _Run:
     plan: Plan
     datasets: Datasets
     checkpoints: RunCheckpoints
-    writer: MetricsWriter
+    writer: MetricsWriter | SilentWriter
     window: MetricsWindow
     stop: StopRequest
     progress: Progress
+    mesh: Mesh | None
 
     def __post_init__(self):
         self.estimator = make_bn_estimator(self.config) if self.config.eval.bn_slices else None
+        self.agreed = False  # among several processes, to stop
 
     def iterate(self, state: TrainState, loader, steps: Sequence[Callable]) -> None:
         """Trains from a state to the end of the run, or until a stop is requested."""
@@ -179,13 +197,15 @@ class _Run:
         if step < self.plan.total:
             segmentation_step = steps[0]
         pending: _Iteration | None = None
-        while step < self.plan.total and not self.stop:
+        while step < self.plan.total and not self.stopped(step):
             batch = next(loader)
-            state, seg_metrics = segmentation_step(state, batch["seg"])
+            state, seg_metrics = segmentation_step(
+                state, sharding.split_batch(batch["seg"], self.mesh)
+            )
             if step < first:
                 state, cls_metrics = state.replace(step=state.step + 1), {}
             else:
-                state, cls_metrics = steps[1](state, batch["cls"])
+                state, cls_metrics = steps[1](state, sharding.split_batch(batch["cls"], self.mesh))
             step += 1
             # Metrics are looked at one iteration late: the device is never left without work.
             self.settle(pending)
@@ -203,6 +223,14 @@ class _Run:
         self.progress.pause()
         if self.stop:
             logger.info("stopped at step %d; start again to go on", step)
+
+    def stopped(self, step: int) -> bool:
+        """Whether to end here. Of several processes all do, soon after one was asked to."""
+        if jax.process_count() == 1:
+            return bool(self.stop)
+        if step % self.config.log.every_steps == 0:
+            self.agreed = sharding.any_process(bool(self.stop))
+        return self.agreed
 
     def settle(self, iteration: _Iteration | None) -> None:
         """Checks and records an iteration, once its metrics are there."""
@@ -234,15 +262,20 @@ class _Run:
           The BN statistics it was evaluated with, and the metrics.
         """
         logger.info("step %d: evaluating", step)
+        # Every process evaluates for itself: all have to know the metrics, which rank checkpoints.
+        state = sharding.local_copy(state, self.mesh)
+        first, alone = jax.process_index() == 0, jax.process_count() == 1
         batch_stats = state.batch_stats
         if self.estimator is not None:
             batch_stats = reestimated_batch_stats(self.config, self.datasets, state, self.estimator)
         variables = {"params": state.params, "batch_stats": batch_stats}
-        overlays = self.workdir / "overlays" if step == self.plan.total else None
-        metrics = evaluate(self.config, self.datasets, variables, self.stop, overlays)
+        overlays = self.workdir / "overlays" if first and step == self.plan.total else None
+        stop = self.stop if alone else None
+        metrics = evaluate(self.config, self.datasets, variables, stop, overlays)
         self.writer.write(step, "evaluation", metrics)
         metrics = json_ready({"step": step, **metrics})
-        write_json(self.workdir / METRICS_FILE, metrics)
+        if first:
+            write_json(self.workdir / METRICS_FILE, metrics)
         logger.info("step %d: %s", step, summary(metrics))
         return batch_stats, metrics
 
@@ -284,18 +317,25 @@ class _Iteration:
 
 
 def _start_compiling(
-    config: ml_collections.ConfigDict, plan: Plan, datasets: Datasets, shapes: TrainState
+    config: ml_collections.ConfigDict,
+    plan: Plan,
+    datasets: Datasets,
+    shapes: TrainState,
+    mesh: Mesh | None,
 ) -> list[Future]:
     """Compiles the steps in the background, one after another: side by side they would take a
     gigabyte more.
     """
-    example = TrainBatches(datasets, config.seed, plan.batch_size)[0]
+    example = TrainBatches(datasets, config.seed, plan.batch_size, (0, jax.process_count()))[0]
     pool = ThreadPoolExecutor(1)
 
-    def compiled(step, batch):
-        return step.lower(shapes, batch).compile()
+    def of_all_processes(rows):
+        return jax.ShapeDtypeStruct((plan.batch_size, *rows.shape[1:]), rows.dtype)
 
-    steps = zip(make_steps(config, plan.total), ("seg", "cls"), strict=True)
+    def compiled(step, batch):
+        return step.lower(shapes, jax.tree.map(of_all_processes, batch)).compile()
+
+    steps = zip(make_steps(config, plan.total, mesh), ("seg", "cls"), strict=True)
     futures = [
         pool.submit(compiled, step, example[part]) for step, part in steps if part in example
     ]
@@ -312,10 +352,20 @@ def _log_sources(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> No
     logger.info("working directory: %s", workdir)
 
 
-def _log_model(model: ModelConfig, shapes: TrainState, step: int, plan: Plan) -> None:
-    """Device, size of the model, and what is left of the run."""
+def _log_model(
+    model: ModelConfig, shapes: TrainState, step: int, plan: Plan, mesh: Mesh | None
+) -> None:
+    """Devices, size of the model, and what is left of the run."""
     device = jax.local_devices()[0]
-    logger.info("device: %s (%s)", device.device_kind, device.platform)
+    used, there = 1 if mesh is None else mesh.size, jax.device_count()
+    logger.info(
+        "%s: %s (%s)%s%s",
+        "device" if there == 1 else f"{used} of {there} devices",
+        device.device_kind,
+        device.platform,
+        f" in {jax.process_count()} processes" if jax.process_count() > 1 else "",
+        "" if used == there else "; a batch_size that is a multiple of their number uses all",
+    )
     logger.info(
         "model: %s, %d blocks, %d RoI branches%s, %s parameters",
         model.backbone,

@@ -74,6 +74,16 @@ class MetricsWriter:
         self.close()
 
 
+class SilentWriter:
+    """Takes what a MetricsWriter takes, and writes nothing: one process of several does."""
+
+    def write(self, step: int, kind: str, metrics: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+    def write_scalars(self, step: int, kind: str, metrics: Mapping[str, Any]) -> None:
+        """Does nothing."""
+
+
 def _drop_lines_after(path: pathlib.Path, step: int, evaluated: bool) -> None:
     """Rewrites the file without what follows a checkpoint, and without a half-written line."""
     if not path.exists():

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 from jax import Array, lax
+from jax.sharding import Mesh
 
-from ssm_jax import losses
+from ssm_jax import losses, sharding
 from ssm_jax.config import ModelConfig
 from ssm_jax.models import ssm
 from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS
@@ -31,12 +32,14 @@ SEGMENTATION_LOSSES = (
 )
 
 
-def make_steps(config: ml_collections.ConfigDict, total_steps: int = 0):
+def make_steps(config: ml_collections.ConfigDict, total_steps: int = 0, mesh: Mesh | None = None):
     """Builds both steps of a run; each donates the state it is given.
 
     Args:
       config: of the run; `model` and `train` are read.
       total_steps: iterations of the run, which a decaying schedule needs.
+      mesh: devices that share the work (see `sharding`): the state is replicated, batches are
+        split. What is computed does not depend on it, but for rounding. None: one device.
 
     Returns:
       segmentation_step(state, batch["seg"]) and classification_step(state, batch["cls"]), both
@@ -111,10 +114,7 @@ def make_steps(config: ml_collections.ConfigDict, total_steps: int = 0):
         metrics |= {"cls_grad_norm": optax.tree.norm(gradients)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    return (
-        jax.jit(segmentation_step, donate_argnums=0),
-        jax.jit(classification_step, donate_argnums=0),
-    )
+    return tuple(sharding.jit_step(step, mesh) for step in (segmentation_step, classification_step))
 
 
 def make_copy(model: ModelConfig, rule: str, decay: float):
@@ -223,28 +223,35 @@ def _mask_loss(
     boxes, labels, positive = (
         ssm.pad_to_chunks(x[:, :slots]) for x in (rois.boxes, rois.labels, rois.positive)
     )
-    counts = positive.sum(axis=1)
+
+    def of_images(features, mask_head, boxes, labels, positive, wanted):
+        counts = positive.sum(axis=1)
+        positives = sharding.total(counts.sum())
+
+        def share(image_features, mask_head, image, start):
+            chunk = ssm.chunk_of(boxes, image, start)
+            roi_features = roi_align(image_features, chunk, MASK_BINS, 1 / model.stride)
+            variables = {"params": {"mask_head": mask_head}}
+            logits = ssm.stage(model, variables, "predict_masks", roi_features)
+            of_chunk = (ssm.chunk_of(x, image, start) for x in (labels, wanted, positive))
+            return losses.mask_loss(logits, *of_chunk, positives)
+
+        def add(state, image, start):
+            loss, feature_gradient, head_gradient = state
+            part, (of_features, of_head) = jax.value_and_grad(share, (0, 1))(
+                features[image], mask_head, image, start
+            )
+            feature_gradient = feature_gradient.at[image].add(of_features)
+            return loss + part, feature_gradient, jax.tree.map(jnp.add, head_gradient, of_head)
+
+        init = (jnp.zeros(()), *jax.tree.map(jnp.zeros_like, (features, mask_head)))
+        loss, feature_gradient, head_gradient = ssm.for_masks_in_use(counts, add, init)
+        return sharding.total(loss), feature_gradient, sharding.total(head_gradient)
+
     inputs = (features, params["mask_head"])
-    still = lax.stop_gradient(inputs)
-
-    def share(image_features, mask_head, image, start):
-        chunk = ssm.chunk_of(boxes, image, start)
-        roi_features = roi_align(image_features, chunk, MASK_BINS, 1 / model.stride)
-        variables = {"params": {"mask_head": mask_head}}
-        logits = ssm.stage(model, variables, "predict_masks", roi_features)
-        of_chunk = (ssm.chunk_of(x, image, start) for x in (labels, wanted, positive))
-        return losses.mask_loss(logits, *of_chunk, counts.sum())
-
-    def add(state, image, start):
-        total, feature_gradient, head_gradient = state
-        loss, (of_features, of_head) = jax.value_and_grad(share, (0, 1))(
-            still[0][image], still[1], image, start
-        )
-        feature_gradient = feature_gradient.at[image].add(of_features)
-        return total + loss, feature_gradient, jax.tree.map(jnp.add, head_gradient, of_head)
-
-    init = (jnp.zeros(()), *jax.tree.map(jnp.zeros_like, inputs))
-    loss, *gradients = ssm.for_masks_in_use(counts, add, init)
+    once, split = sharding.REPLICATED, sharding.SPLIT
+    evaluated = sharding.per_device(of_images, (split, once, *(split,) * 4), (once, split, once))
+    loss, *gradients = evaluated(*lax.stop_gradient(inputs), boxes, labels, positive, wanted)
     return _with_gradient(inputs, loss, tuple(gradients))
 
 

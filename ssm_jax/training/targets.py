@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ssm_jax import sharding
 from ssm_jax.config import ModelConfig
 from ssm_jax.models.rpn import Proposals
 from ssm_jax.ops import boxes as box_ops
@@ -56,7 +57,7 @@ def anchor_targets(
       AnchorTargets.
     """
 
-    def one(boxes, valid, key):
+    def one(anchors, boxes, valid, key):
         iou = box_ops.pairwise_iou(anchors, boxes)
         matches = match(iou, valid, RPN_HIGH, RPN_LOW, low_quality=True)
         chosen = sample(key, matches.label, config.rpn_batch, config.rpn_positives)
@@ -65,7 +66,9 @@ def anchor_targets(
         used = chosen.valid & valid.any()
         return AnchorTargets(chosen.indices, deltas, chosen.positive & used, used)
 
-    return jax.vmap(one)(batch["boxes"], batch["valid"], keys)
+    specs = (sharding.REPLICATED, *(sharding.SPLIT,) * 3)
+    of_images = sharding.per_device(jax.vmap(one, (None, 0, 0, 0)), specs)
+    return of_images(anchors, batch["boxes"], batch["valid"], keys)
 
 
 def roi_targets(
@@ -101,7 +104,7 @@ def roi_targets(
             rois, jnp.where(positive, labels[objects], 0), deltas, objects, positive, used
         )
 
-    return jax.vmap(one)(
+    return sharding.per_device(jax.vmap(one))(
         proposals.boxes, proposals.valid, batch["boxes"], batch["labels"], batch["valid"], keys
     )
 
@@ -117,7 +120,7 @@ def mask_targets_of(batch: dict[str, Any], rois: RoITargets, slots: int) -> Arra
     Returns:
       Targets in [0, 1], 0 where a slot holds no positive.
     """
-    return jax.vmap(mask_targets)(
+    return sharding.per_device(jax.vmap(mask_targets))(
         batch["instances"],
         rois.boxes[:, :slots],
         rois.objects[:, :slots] + 1,
