@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from ssm_jax.scans.result import ScanResult, SliceResult
 from ssm_jax.scans.source import Scan, Slice
 from ssm_jax.scans.summary import summarize
 
+A, B = TypeVar("A"), TypeVar("B")
 Shown = Callable[[int, np.ndarray, Prediction], None]
 
 
@@ -76,9 +78,9 @@ def predict_scan(
 ) -> ScanResult:
     """Predicts the slices of a scan.
 
-    The slices of the next batch are read while the model works on one. A slice that cannot be read
-    is told in its result and stops nothing. Of several processes each predicts its share of the
-    batches, and all get all results.
+    While the masks of a batch are summed up the model works on the next, and the one after that is
+    read. A slice that cannot be read is told in its result and stops nothing. Of several processes
+    each predicts its share of the batches, and all get all results.
 
     Args:
       predictor: the model.
@@ -105,10 +107,14 @@ def predict_scan(
     report = progress or (lambda done, total: None)
     report(0, total)
     starts = range(process * size, total, processes * size)
-    batches = _read_ahead([scan.slices[start : start + size] for start in starts])
-    for start, batch in zip(starts, batches, strict=True):
+
+    def predict(batch):
         images = [image for _, image, _ in batch if image is not None]
-        predictions = iter(predictor.predict_batch(images))
+        return batch, iter(predictor.predict_batch(images))
+
+    chunks = [scan.slices[start : start + size] for start in starts]
+    batches = _ahead(predict, _ahead(_read_all, chunks))
+    for start, (batch, predictions) in zip(starts, batches, strict=True):
         for index, (slice_, image, error) in enumerate(batch, start):
             # Pixels of lesions, of lesions in the lung, and of the lung.
             pixels = np.zeros(3, int)
@@ -145,22 +151,20 @@ def predict_scan(
     return ScanResult(scan.name, scan.kind, dict(scan.facts), warnings, results, summary)
 
 
-def _read_ahead(
-    chunks: list[list[Slice]],
-) -> Iterator[list[tuple[Slice, np.ndarray | None, str | None]]]:
-    """Yields batches of (slice, pixels or None, error or None), one of them read ahead."""
+def _ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
+    """Yields what a function gives for each item, at work on the next one in a thread."""
     with ThreadPoolExecutor(1) as pool:
-        waiting = [pool.submit(_read_all, chunk) for chunk in chunks[:1]]
-        for chunk in [*chunks[1:], None]:
-            if not waiting:
-                return
-            batch = waiting.pop().result()
-            if chunk is not None:
-                waiting.append(pool.submit(_read_all, chunk))
-            yield batch
+        waiting = None
+        for item in items:
+            ready, waiting = waiting, pool.submit(function, item)
+            if ready is not None:
+                yield ready.result()
+        if waiting is not None:
+            yield waiting.result()
 
 
 def _read_all(slices: list[Slice]) -> list[tuple[Slice, np.ndarray | None, str | None]]:
+    """The pixels of slices, or else why there are none."""
     batch = []
     for slice_ in slices:
         try:
