@@ -36,10 +36,10 @@
     return [`${which}slice ${job.done} of ${job.total}`, job.done / job.total];
   }
 
-  // Follows a job to its end; opens the result of one that ended while we looked.
-  async function follow(id) {
+  // Follows a job to its end; opens the result of one that was uploaded here or ended while we
+  // looked.
+  async function follow(id, watched) {
     const mine = ++turn;
-    let watched = false;
     while (mine === turn) {
       let job;
       try {
@@ -91,7 +91,7 @@
       if (request.status !== 202)
         return fail(request.response ? request.response.error : `Error ${request.status}`);
       history.replaceState(null, "", `/#${request.response.id}`);
-      follow(request.response.id);
+      follow(request.response.id, true);
     });
     request.addEventListener("error", () => {
       if (mine === turn) fail("The upload was broken off: the server is gone or refused it.");
@@ -125,7 +125,7 @@
     await fetch(`/scans/${encodeURIComponent(id)}`, { method: "DELETE" });
   });
   const known = () => {
-    if (/^#[\w-]{22}$/.test(location.hash)) follow(location.hash.slice(1));
+    if (/^#[\w-]{22}$/.test(location.hash)) follow(location.hash.slice(1), false);
   };
   window.addEventListener("hashchange", known);
   known();
