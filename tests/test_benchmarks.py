@@ -105,7 +105,7 @@ def test_table_needs_its_marks():
 
 
 @pytest.fixture
-def compilations(caplog):
+def compilations(caplog, quickly_compiled):
     """Programs that JAX compiled so far in the test, by name."""
 
     def names():

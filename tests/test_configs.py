@@ -115,7 +115,7 @@ FAST = {("ssm", "r18_2"), ("ssm2", "r18_2")}
         for system in [*EVERY, ("demo", None)]
     ],
 )
-def test_trains_one_step(name, variant):
+def test_trains_one_step(name, variant, quickly_compiled):
     config = tiny.shrunk(load(name, *filter(None, [variant])))
     model = validate(config)
     total = 10
@@ -128,15 +128,10 @@ def test_trains_one_step(name, variant):
         given = {"classification_branch": branch} if model.branches == 2 else {}
         state = initialize.take_over(state, {"params": given})
 
-    def compiled(step, batch):
-        # Unoptimised code: what is long here is to compile.
-        options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-        return step.lower(state, batch).compile(compiler_options=options)
-
     segmentation_step, classification_step = make_steps(config, total)
     batch = segmentation_batch([2])
     before = on_host(state)
-    state, metrics = compiled(segmentation_step, batch)(state, batch)
+    state, metrics = segmentation_step(state, batch)
     after = on_host(state)
     assert np.isfinite(metrics["loss_seg"]) and np.isfinite(metrics["seg_grad_norm"])
     copies = model.branches == 2 and config.train.copy_rule != "never"
@@ -148,7 +143,7 @@ def test_trains_one_step(name, variant):
 
     batch = classification_batch(1)
     state = state.replace(step=state.step + config.train.classification_from)
-    state, metrics = compiled(classification_step, batch)(state, batch)
+    state, metrics = classification_step(state, batch)
     assert np.isfinite(metrics["loss_cls"]) and np.isfinite(metrics["cls_grad_norm"])
     last = on_host(state)
     groups = set(optimizer.CLASSIFICATION_STEP[config.train.update_rule])

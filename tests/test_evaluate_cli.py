@@ -23,6 +23,8 @@ from tests.fake_predictions import box_of
 from tests.test_report import SECTIONS, assert_self_contained
 from tests.tiny import get_config, random_variables
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 evaluate_program = functools.partial(programs.run, "evaluate")
 
 

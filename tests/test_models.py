@@ -14,6 +14,8 @@ from ssm_jax.models import layers, ssm
 from ssm_jax.models.roi_heads import Upsample2x
 from ssm_jax.training import optimizer
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 # Backbone, blocks, RoI branches -> all parameters (paper, table 1, to the digit).
 PARAMETERS = {
     ("resnet18", 2, 1): 4_511_717,

@@ -19,6 +19,8 @@ from ssm_jax.predictor import prepare
 from ssm_jax.preprocessing import resize_bilinear
 from tests.tiny import get_config, random_variables
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 @pytest.fixture(scope="module")
 def model():

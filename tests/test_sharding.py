@@ -18,8 +18,8 @@ from ssm_jax.training.metrics import read_lines
 from tests.programs import ROOT
 from tests.tiny import get_config
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 DEVICES = 8
-UNOPTIMIZED = "--xla_backend_optimization_level=0"
 SETTINGS = (
     "train.batch_size=8",
     "train.max_steps=5",
@@ -35,9 +35,7 @@ SETTINGS = (
 def start(program, *arguments, devices=1):
     """Starts `python -m experiments.<program>` with so many virtual devices."""
     environment = dict(os.environ)
-    # What is compiled without optimisation computes the same, and is there in half the time.
-    flags = (f"--xla_force_host_platform_device_count={devices}", UNOPTIMIZED)
-    environment["XLA_FLAGS"] = " ".join(flags)
+    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-m", f"experiments.{program}", *map(str, arguments)],
         cwd=ROOT,

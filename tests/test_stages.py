@@ -6,7 +6,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from configs import pretrain, ssm2
 from ssm_jax import visualize
@@ -19,17 +18,7 @@ from ssm_jax.training.loop import train
 from ssm_jax.training.metrics import read_lines
 from tests import tiny
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly_compiled(tmp_path_factory):
-    """Code that is compiled once for the whole module, and without optimisation."""
-    former = jax.config.jax_compilation_cache_dir
-    for plain, folder in ((True, str(tmp_path_factory.mktemp("compiled"))), (False, former)):
-        jax.config.update("jax_disable_most_optimizations", plain)
-        jax.config.update("jax_compilation_cache_dir", folder)
-        compilation_cache.reset_cache()
-        if plain:
-            yield
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from concurrent.futures import Future
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from ssm_jax.checkpoints import RunCheckpoints, load_model
 from ssm_jax.data import open_datasets
@@ -26,6 +25,7 @@ from ssm_jax.training.state import TrainState, create_state
 from ssm_jax.training.workdir import WorkdirError, differences, locked
 from tests.tiny import get_config
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
@@ -35,19 +35,7 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """A folder where the processes of this module share what they compile."""
-    folder = str(tmp_path_factory.mktemp("compiled"))
-    former = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", folder)
-    compilation_cache.reset_cache()
-    yield folder
-    jax.config.update("jax_compilation_cache_dir", former)
-    compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory, data_dir, compiled):
+def uninterrupted(tmp_path_factory, data_dir):
     """A run from start to end: (workdir, what train returned, log lines)."""
     workdir = tmp_path_factory.mktemp("run") / "uninterrupted"
     lines = []
@@ -129,14 +117,12 @@ loop.train(get_config(data_dir), workdir)
 """
 
 
-def test_a_killed_run_resumes_bit_by_bit(uninterrupted, data_dir, compiled, tmp_path):
+def test_a_killed_run_resumes_bit_by_bit(uninterrupted, data_dir, tmp_path):
     workdir = tmp_path / "killed"
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": compiled}
     for where, step in (("iteration", 3), ("evaluation", 4)):
         process = subprocess.run(
             [sys.executable, "-c", KILLED, data_dir, workdir, where, str(step)],
             cwd=ROOT,
-            env=environment,
             capture_output=True,
             check=False,
         )

@@ -10,6 +10,7 @@ from ssm_jax.training import optimizer, steps
 from ssm_jax.training.state import state_from_variables
 from tests.tiny import random_variables
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 SIZE, OBJECTS = 64, 3
 MODEL = {
     "blocks": 2,
