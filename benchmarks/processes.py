@@ -7,7 +7,6 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import time
 
 from PIL import Image
 
@@ -48,17 +47,24 @@ def process_rows() -> list[dict]:
         return [{"name": name, **_run(command, environment)} for name, command in commands.items()]
 
 
+# A process counts the memory of the one that started it as its own peak, so a small one starts it.
+STARTER = """
+import os, subprocess, sys, time
+start = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=sys.stderr)
+_, status, usage = os.wait4(process.pid, 0)
+print(time.perf_counter() - start, usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def _run(command: list[str], environment: dict[str, str]) -> dict[str, float]:
-    start = time.perf_counter()
-    arguments = [sys.executable, "-m", *command]
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            text = log.read().decode(errors="replace")[-2000:]
-            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{text}")
+    arguments = [sys.executable, "-c", STARTER, sys.executable, "-m", *command]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-2000:]}"
+        )
+    seconds, peak = map(float, done.stdout.split())
     scale = 1 if sys.platform == "darwin" else 1024  # units of ru_maxrss, bytes
-    return {"seconds": seconds, "peak_mb": usage.ru_maxrss * scale / 1e6}
+    return {"seconds": seconds, "peak_mb": peak * scale / 1e6}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
 import tempfile
 import time
 
@@ -94,6 +96,7 @@ def pipeline_case() -> Case:
     """The input pipeline alone, on prepared phantom slices: one pair of slices a batch."""
     config = paper_config("r18_3")
     folder = tempfile.mkdtemp(prefix="ssm_jax_benchmark_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     config.data.data_dir = folder
     config.data.phantom.update(seg_train=24, seg_test=2, cls_train=24, cls_test=3)
     batches = make_train_iterator(open_datasets(config), config)
@@ -102,7 +105,8 @@ def pipeline_case() -> Case:
         for _ in range(PIPELINE_BATCHES):
             next(batches)
 
-    return Case("input pipeline, a pair of slices", run, images=PIPELINE_BATCHES)
+    name = f"input pipeline, {PIPELINE_BATCHES} pairs of slices"
+    return Case(name, run, images=PIPELINE_BATCHES)
 
 
 def bound(function, *args):
