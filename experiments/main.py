@@ -34,6 +34,7 @@ from ml_collections import config_flags
 
 from experiments import common, processes
 
+flags.adopt_module_key_flags(processes)
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "File with get_config(); --config.a.b=value overrides a field of it."
 )

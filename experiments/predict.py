@@ -35,6 +35,7 @@ from experiments import common, processes
 from ssm_jax.scans.options import VALUES
 from ssm_jax.scans.summary import RULES, RULES_HELP
 
+flags.adopt_module_key_flags(processes)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint",
     None,

@@ -251,3 +251,5 @@ def test_help_shows_examples():
         done = run(program, "--help")
         assert f"python -m experiments.{program} --" in done.stdout
         assert "Traceback" not in done.stderr
+        # Flags of a module that programs share are among those of each.
+        assert ("  --process_id: " in done.stdout) == (program in ("main", "predict"))
