@@ -27,6 +27,7 @@ SETTINGS = (
     "log.every_steps=1",
     "eval.every_steps=100",
     "eval.max_slices=1",
+    "eval.bn_slices=0",
     "eval.overlays=0",
     "checkpoint.every_steps=100",
 )
