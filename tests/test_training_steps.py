@@ -132,12 +132,12 @@ def test_a_slice_without_objects_takes_no_part_in_a_batch(default_steps):
     variables = random_variables(model)
 
     @jax.jit
-    def loss(batch):
+    def loss(variables, batch):
         args = (variables["params"], variables["batch_stats"], batch, jax.random.key(0))
         return steps.segmentation_loss(model, *args)
 
-    total, (stats, _) = loss(both)
-    expected, (expected_stats, _) = loss(alone)
+    total, (stats, _) = loss(variables, both)
+    expected, (expected_stats, _) = loss(variables, alone)
     np.testing.assert_allclose(total, expected, rtol=1e-4)
     for a, b in zip(jax.tree.leaves(stats), jax.tree.leaves(expected_stats), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
