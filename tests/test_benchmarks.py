@@ -13,11 +13,7 @@ from benchmarks import run as program
 from benchmarks import timing
 from experiments import common
 from ssm_jax.config import ModelConfig
-from ssm_jax.data.batches import TrainBatches
-from ssm_jax.data.source import open_datasets
 from ssm_jax.predictor import Predictor
-from ssm_jax.training.state import state_from_variables
-from ssm_jax.training.steps import make_steps
 from tests.tiny import get_config, random_variables
 
 
@@ -116,22 +112,6 @@ def compilations(caplog, quickly_compiled):
     # and programs of ours, run by other tests, silence JAX's logger.
     with jax.log_compiles(), caplog.at_level("WARNING"), caplog.at_level("WARNING", "jax"):
         yield names
-
-
-def test_iterations_compile_nothing_after_the_first(compilations, tmp_path):
-    config = get_config(str(tmp_path))
-    batches = TrainBatches(open_datasets(config), seed=0, batch_size=1)
-    model = ModelConfig.from_mapping(config.model.to_dict())
-    state = state_from_variables(config, random_variables(model), jax.random.key(0))
-    segmentation_step, classification_step = make_steps(config, 6)
-    for index in range(4):
-        batch = batches[index]
-        state, _ = segmentation_step(state, batch["seg"])
-        state, _ = classification_step(state, batch["cls"])
-        if not index:
-            first = compilations()
-            assert any("segmentation_step" in message for message in first)
-    assert compilations() == first
 
 
 def test_predictions_compile_nothing_after_the_first(compilations):

@@ -13,7 +13,6 @@ rounding stays small, and all six iterations are compared strictly with another 
 reference: recordings/train_r18_3_slow.npz.
 """
 
-import itertools
 import pathlib
 
 import jax
