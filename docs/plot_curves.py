@@ -3,11 +3,16 @@ r"""Compares our training curves with the recorded ones of the reference impleme
 Writes one picture with both sets of curves (L_SEG and L_CLS, smoothed) and a Markdown table: the
 mean losses of each run over a window of iterations, the range of the reference's runs, that range
 widened by a quarter of its width on either side, and whether each of our runs is inside; then,
-of runs long enough, the means over the windows that follow, which tell how far they wander.
+of runs long enough, the means over the windows that follow, which tell how far they wander. Pairs
+of runs that start from the same weights and see the same slices in the same order, one ours and one
+the reference's, are compared with each other: they differ in the sampling of anchors and RoIs, and
+in rounding.
 
   python docs/plot_curves.py \
     --ours=runs/seed0/metrics.jsonl,runs/seed1/metrics.jsonl,runs/seed2/metrics.jsonl \
     --reference=curve_r18_3_seed0.csv,curve_r18_3_seed1.csv,curve_r18_3_seed2.csv \
+    --paired_ours=runs/seed0/metrics.jsonl,runs/seed1/metrics.jsonl \
+    --paired_reference=from_seed0.csv,from_seed1.csv \
     --output=docs/curves_r18_3.png --table=docs/curves_r18_3.md
 
 Ours: JSON lines with "step", "loss_seg" (null where the segmentation step was skipped) and
@@ -30,6 +35,8 @@ from absl import app, flags
 
 _OURS = flags.DEFINE_list("ours", None, "Our metrics.jsonl files, one a seed.")
 _REFERENCE = flags.DEFINE_list("reference", None, "The reference's CSV files, one a seed.")
+_PAIRED_OURS = flags.DEFINE_list("paired_ours", [], "Our runs that the reference repeated.")
+_PAIRED_REFERENCE = flags.DEFINE_list("paired_reference", [], "The reference's, in that order.")
 _OUTPUT = flags.DEFINE_string("output", "curves.png", "Picture to write.")
 _TABLE = flags.DEFINE_string("table", "", "Markdown file for the table, which is always printed.")
 _FIRST = flags.DEFINE_integer("first", 200, "First iteration of the window, counted from 0.", 0)
@@ -198,6 +205,38 @@ def make_spread(curves: Sequence[Curve], first: int, last: int) -> str:
     return "\n".join([title, "", header, "| --- | --- | --- | --- |", *lines]) + "\n"
 
 
+def make_pairs(pairs: Sequence[tuple[Curve, Curve]], first: int, last: int) -> str:
+    """Returns, as Markdown, the means of paired runs over first..last and over 0..last.
+
+    Args:
+      pairs: ours and the reference's, which share start, slices and their order.
+      first, last: iterations of the window.
+
+    Returns:
+      A table for each of the two stretches, with the mean of the differences and its standard error
+      where there are several; empty without pairs.
+    """
+    if not pairs:
+        return ""
+    names = [f"{label}, {who}" for label in LOSSES.values() for who in ("ours", "reference")]
+    lines = ["Pairs of runs from the same weights, on the same slices in the same order:"]
+    for start in sorted({first, 0}, reverse=True):
+        means = [[window_means(c, start, last) for c in pair] for pair in pairs]
+        rows = np.array([[m[key] for key in LOSSES for m in pair] for pair in means])  # [N, 4]
+        lines += ["", f"| iterations {start}–{last} | {' | '.join(names)} |", "| --- " * 5 + "|"]
+        for (ours, _), row in zip(pairs, rows, strict=True):
+            lines.append(f"| {ours.name} | {' | '.join(f'{value:.4f}' for value in row)} |")
+        if len(pairs) > 1:
+            differences = rows[:, ::2] - rows[:, 1::2]  # [N, 2]
+            errors = differences.std(axis=0, ddof=1) / np.sqrt(len(pairs))
+            cells = [
+                f"{mean:+.4f} ± {error:.4f} | |"
+                for mean, error in zip(differences.mean(axis=0), errors, strict=True)
+            ]
+            lines.append(f"| **ours − reference ± standard error** | {' '.join(cells)}")
+    return "\n".join(lines) + "\n"
+
+
 def _cells(means: dict[str, float]) -> str:
     return " | ".join(f"{means[key]:.4f}" for key in LOSSES)
 
@@ -272,10 +311,19 @@ def main(argv: Sequence[str]) -> int:
         reference = [
             read_reference(path, f"reference, run {k}") for k, path in enumerate(_REFERENCE.value)
         ]
+        if len(_PAIRED_OURS.value) != len(_PAIRED_REFERENCE.value):
+            raise ValueError("--paired_ours and --paired_reference name the two runs of each pair")
+        pairs = [
+            (read_ours(own, f"pair {k}", _FIRST_STEP.value), read_reference(other, f"pair {k}"))
+            for k, (own, other) in enumerate(
+                zip(_PAIRED_OURS.value, _PAIRED_REFERENCE.value, strict=True)
+            )
+        ]
         window = (_FIRST.value, _LAST.value)
         table, all_inside = make_table(ours, reference, *window)
         spread = make_spread([*reference, *ours], *window)
-        table = "\n".join(part for part in (table, spread) if part)
+        paired = make_pairs(pairs, *window)
+        table = "\n".join(part for part in (table, paired, spread) if part)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

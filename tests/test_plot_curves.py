@@ -85,6 +85,22 @@ def test_smooth():
     np.testing.assert_allclose(plot_curves.smooth(values, 2), expected)
 
 
+def test_pairs():
+    def rising(name, seg, cls):
+        return plot_curves.Curve(name, np.arange(4), seg + np.arange(4.0), np.full(4, cls))
+
+    pairs = [(rising("p", 1.0, 2.0), rising("p", 0.5, 2.5)), (rising("q", 2, 3), rising("q", 2, 2))]
+    assert plot_curves.make_pairs([], 2, 3) == ""
+    table = plot_curves.make_pairs(pairs, 2, 3)
+    assert "| p | 3.5000 | 3.0000 | 2.0000 | 2.5000 |" in table  # iterations 2 and 3
+    assert "| p | 2.5000 | 2.0000 | 2.0000 | 2.5000 |" in table  # all four
+    assert "| q | 3.5000 | 3.5000 | 3.0000 | 2.0000 |" in table
+    # Differences 0.5 and 0, -0.5 and 1: half their distance is the standard error of their mean.
+    assert table.count("| +0.2500 ± 0.2500 | | +0.2500 ± 0.7500 | |") == 2
+    assert "±" not in plot_curves.make_pairs(pairs[:1], 2, 3)
+    assert plot_curves.make_pairs(pairs, 0, 3).count("iterations 0–3") == 1
+
+
 @needs_reference
 def test_program(tmp_path):
     pytest.importorskip("matplotlib")
