@@ -108,9 +108,7 @@ def _cell(value: float | None, form: str) -> str:
 
 def main(argv: list[str]) -> None:
     """The program."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
-    common.set_up_logging()
+    common.start(argv)
     readme = pathlib.Path(_README.value) if _README.value else None
     with common.one_line_errors(ValueError, OSError, KeyboardInterrupt):
         if readme:  # before minutes of work, not after

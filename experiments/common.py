@@ -7,10 +7,26 @@ import platform
 import sys
 from collections.abc import Iterator
 
+from absl import app
+
 CHECKPOINT_HELP = (
     "A run's working directory, its folder of checkpoints, or the folder of one step. Of several "
     "the best is taken, or the latest where none was evaluated."
 )
+
+
+def start(argv: list[str]) -> None:
+    """Begins a program that takes flags only.
+
+    Args:
+      argv: what was left of the command line.
+
+    Raises:
+      UsageError: something was.
+    """
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
+    set_up_logging()
 
 
 def set_up_logging() -> None:
@@ -61,6 +77,12 @@ def one_line_errors(*kinds: type[BaseException]) -> Iterator[None]:
         sys.exit(f"error: {str(error) or type(error).__name__}")
 
 
+def require_absent(output: pathlib.Path) -> None:
+    """Keeps a program from writing over a file: raises ValueError where there is one."""
+    if output.exists():
+        raise ValueError(f"{output} exists; delete it or give another --output")
+
+
 def with_marked(text: str, begin: str, end: str, body: str) -> str:
     """A text with what stands between two marks replaced.
 
@@ -78,38 +100,3 @@ def with_marked(text: str, begin: str, end: str, body: str) -> str:
     if not (found and closed):
         raise ValueError(f"it has no place for the table: add the lines {begin} and {end}")
     return f"{before}{begin}\n\n{body}\n{end}{after}"
-
-
-def load_predictor(path: str, **settings):
-    """A checkpoint's model, and what people want to know of it.
-
-    Args:
-      path: see `CHECKPOINT_HELP`.
-      **settings: of `ssm_jax.predictor.Predictor`.
-
-    Returns:
-      the Predictor, and its facts: label and value, in reading order.
-
-    Raises:
-      CheckpointError: no checkpoint there, not ours, or damaged.
-      ValueError: a threshold outside [0, 1].
-    """
-    import jax
-
-    from ssm_jax.checkpoints import load_model
-    from ssm_jax.classes import long_names
-    from ssm_jax.predictor import Predictor
-
-    config, variables, info = load_model(path)
-    predictor = Predictor(config, variables, **settings)
-    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    facts = {
-        "Checkpoint": str(info.path),
-        "Iteration": str(info.step) if info.config else "imported",
-        "Network": f"{config.backbone}, {config.blocks} blocks, {count:,} parameters",
-        "Classes": ", ".join(long_names(config.image_classes)) or "none: it only segments",
-        "Score threshold": f"{predictor.score_threshold:g}",
-        "NMS threshold": f"{predictor.nms_threshold:g}",
-        "Computed on": f"{jax.devices()[0].device_kind} with JAX {jax.__version__}",
-    }
-    return predictor, facts

@@ -17,25 +17,10 @@ import pathlib
 
 from absl import app, flags
 
-from experiments import common
+from experiments import common, model_flags
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    None,
-    common.CHECKPOINT_HELP,
-    required=True,
-)
+flags.adopt_module_key_flags(model_flags)
 _OUTPUT = flags.DEFINE_string("output", None, "The file; must not exist.", required=True)
-_SCORE_THRESHOLD = flags.DEFINE_float(
-    "score_threshold", 0.75, "Detections have a larger score.", lower_bound=0, upper_bound=1
-)
-_NMS_THRESHOLD = flags.DEFINE_float(
-    "nms_threshold",
-    0.5,
-    "Of two detections with a larger IoU the lower-scored one is dropped.",
-    lower_bound=0,
-    upper_bound=1,
-)
 _MASKS = flags.DEFINE_bool("masks", True, "Whether the program predicts masks.")
 _INPUT_TYPE = flags.DEFINE_enum(
     "input_type",
@@ -47,23 +32,19 @@ _INPUT_TYPE = flags.DEFINE_enum(
 
 def main(argv: list[str]) -> None:
     """The program."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    common.set_up_logging()
+    common.start(argv)
     with common.one_line_errors(ValueError, OSError):
         output = pathlib.Path(_OUTPUT.value)
-        if output.exists():
-            raise ValueError(f"{output} exists; delete it or give another --output")
+        common.require_absent(output)
         from ssm_jax import checkpoints, portable
 
-        model_config, variables, info = checkpoints.load_model(_CHECKPOINT.value)
+        model_config, variables, info = checkpoints.load_model(model_flags.CHECKPOINT.value)
         output.parent.mkdir(parents=True, exist_ok=True)
         facts = portable.write(
             output,
             model_config,
             variables,
-            score_threshold=_SCORE_THRESHOLD.value,
-            nms_threshold=_NMS_THRESHOLD.value,
+            **model_flags.thresholds(),
             masks=_MASKS.value,
             input_type=_INPUT_TYPE.value,
             step=info.step if info.config else None,

@@ -44,9 +44,7 @@ _LAYOUT = flags.DEFINE_enum(
 
 def main(argv: list[str]) -> None:
     """The program."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    common.set_up_logging()
+    common.start(argv)
     from ssm_jax import checkpoints, reference, weight_files
     from ssm_jax.config import ModelConfig
     from ssm_jax.reference_config import inferred
@@ -58,8 +56,7 @@ def main(argv: list[str]) -> None:
         as_npz = output.suffix.lower() == ".npz"
         if as_npz and _LAYOUT.value != "state_dict":
             raise ValueError("--layout=checkpoint needs an --output that ends in .pth or .pt")
-        if output.exists():
-            raise ValueError(f"{output} exists; delete it or give another --output")
+        common.require_absent(output)
         model_config, variables, info = checkpoints.load_model(_CHECKPOINT.value)
         state_dict = reference.from_variables(variables, model_config)
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -77,9 +77,7 @@ def given_fields() -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     """The program."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    common.set_up_logging()
+    common.start(argv)
     from ssm_jax import weight_files
 
     path = _WEIGHTS.value

@@ -65,9 +65,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     """The program."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
-    common.set_up_logging()
+    common.start(argv)
     from ssm_jax.training.loop import TrainingError, train
 
     with common.one_line_errors(ValueError, OSError, TrainingError, KeyboardInterrupt):

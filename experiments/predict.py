@@ -31,17 +31,12 @@ import sys
 import numpy as np
 from absl import app, flags
 
-from experiments import common, processes
+from experiments import common, model_flags, processes
 from ssm_jax.scans.options import VALUES
 from ssm_jax.scans.summary import RULES, RULES_HELP
 
 flags.adopt_module_key_flags(processes)
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    None,
-    common.CHECKPOINT_HELP,
-    required=True,
-)
+flags.adopt_module_key_flags(model_flags)
 _INPUTS = flags.DEFINE_multi_string(
     "inputs",
     None,
@@ -51,16 +46,6 @@ _INPUTS = flags.DEFINE_multi_string(
 )
 _OUTPUT_DIR = flags.DEFINE_string(
     "output_dir", None, "Folder for everything that is written; created.", required=True
-)
-_SCORE_THRESHOLD = flags.DEFINE_float(
-    "score_threshold", 0.75, "Detections have a larger score.", lower_bound=0, upper_bound=1
-)
-_NMS_THRESHOLD = flags.DEFINE_float(
-    "nms_threshold",
-    0.5,
-    "Of two detections with a larger IoU the lower-scored one is dropped.",
-    lower_bound=0,
-    upper_bound=1,
 )
 _MASKS = flags.DEFINE_multi_enum(
     "masks",
@@ -233,10 +218,7 @@ def main(argv: list[str]) -> None:
         from ssm_jax.scans.output import to_json
         from ssm_jax.training.metrics import write_json
 
-        predictor, facts = common.load_predictor(
-            _CHECKPOINT.value,
-            score_threshold=_SCORE_THRESHOLD.value,
-            nms_threshold=_NMS_THRESHOLD.value,
+        predictor, facts = model_flags.load_predictor(
             masks="none" not in _MASKS.value,
             # A CPU gains nothing from batches; an accelerator does.
             batch_size=_BATCH_SIZE.value
@@ -253,7 +235,7 @@ def main(argv: list[str]) -> None:
         if _REPORT.value:
             from ssm_jax.report.scan import scan_report
 
-            page = scan_report(results, facts, _SCORE_THRESHOLD.value)
+            page = scan_report(results, facts, predictor.score_threshold)
             (output / _REPORT.value).write_text(page, encoding="utf-8")
     tell(results, content["slices"], output)
 

@@ -130,9 +130,7 @@ def describe(report: dict) -> list[str]:
 
 def main(argv: list[str]) -> None:
     """The program."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
-    common.set_up_logging()
+    common.start(argv)
     with common.one_line_errors(ValueError, OSError, KeyboardInterrupt):
         options = options_from_flags()
         result = published.prepare(options)

@@ -33,9 +33,7 @@ _TABLE_ONLY = flags.DEFINE_bool("table_only", False, "Run nothing; write what is
 
 def main(argv: list[str]) -> None:
     """The program."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
-    common.set_up_logging()
+    common.start(argv)
     with common.one_line_errors(ValueError, OSError):
         plan = systems.Plan(pathlib.Path(_WORKDIR.value), _SEED.value, _DATA_DIR.value)
         runner = None if _TABLE_ONLY.value else systems.run_program

@@ -19,12 +19,12 @@ import logging
 import numpy as np
 from absl import app, flags
 
-from experiments import common
+from experiments import common, model_flags
 from ssm_jax.scans.summary import RULES, RULES_HELP
 
 LOG = logging.getLogger("ssm_jax.serve")
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, common.CHECKPOINT_HELP, required=True)
+flags.adopt_module_key_flags(model_flags)
 _HOST = flags.DEFINE_string(
     "host",
     "127.0.0.1",
@@ -33,9 +33,6 @@ _HOST = flags.DEFINE_string(
 )
 _PORT = flags.DEFINE_integer(
     "port", 8000, "Port; 0 takes a free one.", lower_bound=0, upper_bound=65535
-)
-_SCORE_THRESHOLD = flags.DEFINE_float(
-    "score_threshold", 0.75, "Detections have a larger score.", lower_bound=0, upper_bound=1
 )
 _RULE = flags.DEFINE_enum("rule", "mean", RULES, RULES_HELP)
 _MAX_UPLOAD_MIB = flags.DEFINE_integer(
@@ -46,8 +43,8 @@ _MAX_WAITING = flags.DEFINE_integer(
 )
 
 
-def make_model(checkpoint: str, score_threshold: float, rule: str):
-    """The functions of a server around one model, which is compiled before this returns."""
+def make_model(rule: str):
+    """The functions of a server around the model, which is compiled before this returns."""
     import jax
 
     from ssm_jax.scans.masks import write_masks
@@ -58,9 +55,7 @@ def make_model(checkpoint: str, score_threshold: float, rule: str):
     from ssm_jax.serve.work import Model
 
     batch_size = 1 if jax.default_backend() == "cpu" else 8
-    predictor, facts = common.load_predictor(
-        checkpoint, score_threshold=score_threshold, batch_size=batch_size
-    )
+    predictor, facts = model_flags.load_predictor(batch_size=batch_size)
     size = predictor.model_config.image_size
     predictor(np.zeros((size, size), np.uint8))
 
@@ -77,14 +72,12 @@ def make_model(checkpoint: str, score_threshold: float, rule: str):
     def predicted(scan, progress):
         return predict_scan(predictor, scan, rule=rule, progress=progress)
 
-    return Model(opened, predicted, write_masks, to_json, facts, score_threshold)
+    return Model(opened, predicted, write_masks, to_json, facts, predictor.score_threshold)
 
 
 def main(argv: list[str]) -> None:
     """The program."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    common.set_up_logging()
+    common.start(argv)
     with common.one_line_errors(ValueError, OSError):
         for name in ("starlette", "uvicorn", "python_multipart"):
             try:
@@ -95,7 +88,7 @@ def main(argv: list[str]) -> None:
                 ) from error
         common.use_compilation_cache()
         LOG.info("loading and compiling the model")
-        model = make_model(_CHECKPOINT.value, _SCORE_THRESHOLD.value, _RULE.value)
+        model = make_model(_RULE.value)
         _serve(model)
 
 
