@@ -188,7 +188,8 @@ def test_devices_taken_are_as_many_as_split_the_batch(monkeypatch):
         def __init__(self, process_index):
             self.process_index = process_index
 
-    devices = [Device(process) for process in (0, 0, 0, 1, 1, 1)]
+    # Of the second process one more than anybody has a use for.
+    devices = [Device(process) for process in (0, 0, 0, 1, 1, 1, 1)]
     taken = []
     monkeypatch.setattr(sharding, "_mesh", taken.append)
     monkeypatch.setattr(jax, "devices", lambda: devices)

@@ -16,6 +16,7 @@ import pytest
 from ssm_jax.checkpoints import RunCheckpoints, load_model
 from ssm_jax.data import open_datasets
 from ssm_jax.predictor import Predictor
+from ssm_jax.training import evaluate as evaluation
 from ssm_jax.training import loop
 from ssm_jax.training.evaluate import Stopped, reestimated_batch_stats
 from ssm_jax.training.interrupt import StopRequest
@@ -80,7 +81,10 @@ def test_a_run_writes_all_that_it_promises(uninterrupted, data_dir):
     lines = [(line["step"], line["kind"]) for line in read_lines(workdir)]
     assert lines == [(3, "train"), (4, "evaluation"), (6, "train"), (6, "evaluation")]
     assert read_lines(workdir)[0]["loss_seg"] > 0
-    assert len(list((workdir / "overlays").glob("*.png"))) == 2
+    datasets = open_datasets(get_config(data_dir))
+    drawn = [path.stem.partition("_")[2] for path in sorted((workdir / "overlays").glob("*.png"))]
+    splits = (datasets.seg_test, datasets.cls_test)
+    assert drawn == [pathlib.Path(split[0].file).stem for split in splits]
     assert list((workdir / "tensorboard").iterdir())
     assert {"4", "6"} == {p.name for p in (workdir / "checkpoints").iterdir()}
 
@@ -357,9 +361,25 @@ def test_plan():
     assert [s for s in range(8) if plan.evaluates(s)] == [3, 6, 7]
 
 
+def test_the_evaluation_predicts_by_its_own_settings(data_dir, monkeypatch):
+    class Told(Exception):
+        pass
+
+    def predictor(model, variables, **settings):
+        raise Told(settings)
+
+    monkeypatch.setattr(evaluation, "Predictor", predictor)
+    config = get_config(data_dir)
+    settings = {"score_threshold": 0.2, "nms_threshold": 0.4, "batch_size": 3}
+    config.eval.update(settings)
+    with pytest.raises(Told) as told:
+        evaluation.evaluate(config, open_datasets(config), {})
+    assert told.value.args == (settings,)
+
+
 def test_bn_statistics_come_from_training_slices_with_lesions(data_dir):
     config = get_config(data_dir)
-    config.data.phantom.seg_train = 6
+    config.data.min_area = 30  # too much for the lesions of some slices
     datasets = open_datasets(config)
     seen = []
 
@@ -370,6 +390,7 @@ def test_bn_statistics_come_from_training_slices_with_lesions(data_dir):
 
     state = TrainState(0, {}, np.float64(99), {}, 0, 0)
     with_lesions = [e.image[..., 0] for e in datasets.seg_train if len(e.boxes)]
+    assert 2 < len(with_lesions) < len(datasets.seg_train)
     config.eval.bn_slices = 100
     mean = reestimated_batch_stats(config, datasets, state, estimator)
     np.testing.assert_array_equal(seen, with_lesions)
