@@ -86,6 +86,19 @@ def test_pure_function_of_seed_and_step(phantom):
     assert any(other[i]["seg_files"] != forward[i]["seg_files"] for i in range(12))
 
 
+def test_parts_make_up_the_batch(phantom):
+    """What each of three processes loads, one after the other."""
+    _, datasets = phantom
+    whole = TrainBatches(datasets, seed=1, batch_size=6)[2]
+    parts = [TrainBatches(datasets, 1, 6, (k, 3))[2] for k in range(3)]
+    together = {
+        part: {name: np.concatenate([p[part][name] for p in parts]) for name in whole[part]}
+        for part in ("seg", "cls")
+    }
+    files = {name: [f for p in parts for f in p[name]] for name in ("seg_files", "cls_files")}
+    assert_same(together | files, whole)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
 def test_classification_slices_come_once_an_epoch(phantom, batch_size):
     """Epochs of 9 slices follow each other without a gap, across the borders of batches."""

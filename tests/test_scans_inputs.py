@@ -16,7 +16,7 @@ import nibabel
 from ssm_jax.scans.open import open_scans
 from ssm_jax.scans.options import InputOptions, ScanError
 from ssm_jax.scans.predict import predict_scan
-from ssm_jax.scans.window import apply_window, plausible_hu
+from ssm_jax.scans.window import Reading, Stored, apply_window, plausible_hu
 from tests.dicom_tools import ORIGIN, SPACING, BrightSpots, Series, chest, windowed
 
 HU = chest()
@@ -228,11 +228,21 @@ def test_a_window_by_hand():
     np.testing.assert_array_equal(grey, [0, 0, 64, 128, 255, 255, 0])
 
 
+def test_a_range_of_one_value_is_black():
+    reading, header = Reading(hu=False, invert=False), Stored(low=7, high=7)
+    shown = reading.to_uint8(np.full((2, 2), 7), header, InputOptions())
+    np.testing.assert_array_equal(shown, np.zeros((2, 2), np.uint8))
+
+
 def test_what_can_be_hounsfield_units():
     assert plausible_hu(HU)
     assert not plausible_hu(HU + 1024)
     assert not plausible_hu(windowed(HU))
     assert not plausible_hu(np.full(10, np.nan))
+    for share, plausible in ((0.015, True), (0.025, False)):  # of metal
+        values = HU.ravel().copy()
+        values[: round(share * values.size)] = 3000
+        assert plausible_hu(values) == plausible
     assert not plausible_hu(np.concatenate([HU.ravel(), np.full(HU.size, 3000)]))
 
 
