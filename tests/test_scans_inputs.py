@@ -230,7 +230,8 @@ def test_a_window_by_hand():
 
 def test_a_range_of_one_value_is_black():
     reading, header = Reading(hu=False, invert=False), Stored(low=7, high=7)
-    shown = reading.to_uint8(np.full((2, 2), 7), header, InputOptions())
+    with np.errstate(all="raise"):
+        shown = reading.to_uint8(np.full((2, 2), 7), header, InputOptions())
     np.testing.assert_array_equal(shown, np.zeros((2, 2), np.uint8))
 
 
