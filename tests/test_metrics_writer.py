@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from ssm_jax.training.metrics import MetricsWindow, MetricsWriter, read_lines, write_json
+from ssm_jax.training.metrics import (
+    MetricsWindow,
+    MetricsWriter,
+    read_lines,
+    write_json,
+    write_text_atomically,
+)
 from ssm_jax.training.progress import Progress, Smoothed
 
 
@@ -31,6 +37,7 @@ def test_a_line_is_in_the_file_at_once(tmp_path):
         assert [line["step"] for line in read_lines(tmp_path)] == [3]
 
 
+@pytest.mark.parametrize("killed", ['{"step": 1, "kind": "tra', '{"step": 1, "kind": "train"}'])
 @pytest.mark.parametrize(
     ("resumed", "evaluated", "left"),
     [
@@ -40,18 +47,27 @@ def test_a_line_is_in_the_file_at_once(tmp_path):
         (0, False, []),
     ],
 )
-def test_resuming_drops_what_followed_the_checkpoint(tmp_path, resumed, evaluated, left):
+def test_resuming_drops_what_followed_the_checkpoint(tmp_path, resumed, evaluated, left, killed):
+    """And what a process wrote that was killed in the middle of a line, or before its end."""
     with MetricsWriter(tmp_path) as writer:
         for step in (2, 4, 6):
             writer.write(step, "train", {"loss": step})
             if step == 4:
                 writer.write(step, "evaluation", {"ap": 1})
     with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 1, "kind": "tra')  # killed in the middle of a line
+        file.write(killed)
     with MetricsWriter(tmp_path, resumed, evaluated) as writer:
         writer.write(7, "train", {})
     lines = [(line["step"], line["kind"]) for line in read_lines(tmp_path)]
     assert lines == [*left, (7, "train")]
+
+
+def test_a_file_stays_as_it_was_where_writing_fails(tmp_path):
+    path = tmp_path / "notes.txt"
+    write_text_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text_atomically(path, "no text: \ud800")
+    assert path.read_text() == "old"
 
 
 def test_window_means_leave_nan_out_and_survive_a_checkpoint():

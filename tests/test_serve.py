@@ -101,6 +101,7 @@ def test_uploads_are_deleted_afterwards(server):
     sent = server.send(("a.png", b"pixels"))
     server.fake.wait()
     assert [p.name for p in server.stored()] == ["upload-00000.png"]
+    assert server.stored()[0].parent.stat().st_mode & 0o077 == 0  # nobody else may look
     assert server.finished(sent)["state"] == "done"
     assert not [p for p in server.stored() if "upload" in str(p.relative_to(server.root))]
     failed = server.send(("b.png", b"bad pixels"))
@@ -311,7 +312,9 @@ def test_only_files_on_offer_are_given(server):
         assert server.client.get(path).status_code == 404, path
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "192.168.0.9", ""]
+)
 def test_other_host_names_are_refused(server, host):
     answer = server.client.get("/", headers={"host": host})
     assert answer.status_code == 400

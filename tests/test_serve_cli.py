@@ -39,12 +39,25 @@ def start(*flags):
     )
 
 
+def worked_on(client, files):
+    """Uploads files of these contents; the status when that is over."""
+    sent = client.post("/scans", files=[("file", (name, x)) for name, x in files.items()])
+    assert sent.status_code == 202, sent.text
+    until = time.monotonic() + 60
+    while True:
+        status = client.get(f"/scans/{sent.json()['id']}").json()
+        if status["state"] in ("done", "failed"):
+            return status
+        assert time.monotonic() < until, status
+        time.sleep(0.05)
+
+
 def test_a_slice_gives_what_the_model_predicts(tmp_path):
     config = ModelConfig.from_mapping(get_config().model.to_dict())
     variables = random_variables(config)
     save_model(tmp_path / "model", config, variables)
     flags = [f"--{name}={value}" for name, value in THRESHOLDS.items()]
-    process = start(f"--checkpoint={tmp_path / 'model'}", *flags)
+    process = start(f"--checkpoint={tmp_path / 'model'}", "--rule=vote", *flags)
     try:
         for line in process.stdout:
             address = re.match(r"open (http://127\.0\.0\.1:\d+) ", line)
@@ -55,22 +68,22 @@ def test_a_slice_gives_what_the_model_predicts(tmp_path):
         file = io.BytesIO()
         Image.fromarray(image).save(file, "PNG")
         with httpx.Client(base_url=address[1], timeout=60) as client:
-            sent = client.post("/scans", files={"file": ("slice.png", file.getvalue())})
-            assert sent.status_code == 202, sent.text
-            base = f"/scans/{sent.json()['id']}"
-            until = time.monotonic() + 60
-            while (status := client.get(base).json())["state"] not in ("done", "failed"):
-                assert time.monotonic() < until, status
-                time.sleep(0.05)
+            status = worked_on(client, {"slice.png": file.getvalue(), "bad.nii": b"no volume"})
             assert status["state"] == "done", status
+            base = f"/scans/{status['id']}"
             assert "slice.png" in client.get(f"{base}/report.html").text
             found = json.loads(client.get(f"{base}/predictions.json").text)
+            status = worked_on(client, {"bad.nii": b"no volume"})
+            assert status["state"] == "failed"
+            assert "bad.nii" in status["error"]
     finally:
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 0, output
     assert "Traceback" not in output
-    (entry,) = found["slices"]
+    (entry,), (scan,) = found["slices"], found["scans"]
+    assert scan["summary"]["rule"] == "vote"
+    assert any("bad.nii" in warning for warning in scan["warnings"])
     expected = Predictor(config, variables, **THRESHOLDS)(image)
     np.testing.assert_allclose(entry["class_logits"], expected.class_logits, rtol=1e-4, atol=1e-5)
     assert len(entry["detections"]) == len(expected.boxes) > 0
