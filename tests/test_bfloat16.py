@@ -73,15 +73,12 @@ def test_features_of_the_published_size_drift_little():
     image = np.asarray(image, np.float32).reshape(1, 512, 512, -1)[:, :256, :256, :1] / 255
 
     @functools.partial(jax.jit, static_argnums=1)
-    def features_of(variables, config):
+    def features(variables, config):
         model = ssm.SingleShotModel(config)
         x = jnp.broadcast_to(image, (1, 256, 256, 3))
         return model.apply(variables, x, method=lambda m, x: m.fpn(m.backbone(x, False)))
 
-    def features(config):
-        return features_of(variables, config)
-
-    exact, ours = features(config), features(in_bfloat16(config))
+    exact, ours = features(variables, config), features(variables, in_bfloat16(config))
     assert ours.dtype == jnp.float32
     assert jnp.linalg.norm(exact - ours) < 0.02 * jnp.linalg.norm(exact)
     assert float(jnp.abs(exact - ours).max()) > 0

@@ -74,7 +74,7 @@ def test_classes_do_not_suppress_each_other(candidates, thresholds):
 
 
 def test_the_crowd_puts_every_rule_to_the_test(candidates):
-    """Without one of them the loop finds something else."""
+    """Lesions of both classes overlap, and proposals that are not valid would be found."""
     thresholds = (0.05, 0.5)
     for image in range(2):
         boxes, valid, logits, deltas = (x[image] for x in candidates)

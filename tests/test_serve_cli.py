@@ -59,10 +59,8 @@ def test_a_slice_gives_what_the_model_predicts(tmp_path):
     flags = [f"--{name}={value}" for name, value in THRESHOLDS.items()]
     process = start(f"--checkpoint={tmp_path / 'model'}", "--rule=vote", *flags)
     try:
-        for line in process.stdout:
-            address = re.match(r"open (http://127\.0\.0\.1:\d+) ", line)
-            if address:
-                break
+        told = (re.match(r"open (http://127\.0\.0\.1:\d+) ", line) for line in process.stdout)
+        address = next(filter(None, told), None)
         assert address, "the server ended"
         image = np.random.default_rng(0).integers(0, 256, (70, 50), np.uint8)
         file = io.BytesIO()

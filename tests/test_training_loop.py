@@ -39,7 +39,7 @@ def data_dir(tmp_path_factory):
 def uninterrupted(tmp_path_factory, data_dir):
     """A run from start to end: (workdir, what train returned, log lines).
 
-    JAX tells in them what it compiles.
+    JAX tells in them what it compiles, and "settled <step>" stands where an iteration was over.
     """
     workdir = tmp_path_factory.mktemp("run") / "uninterrupted"
     lines = []
@@ -47,12 +47,20 @@ def uninterrupted(tmp_path_factory, data_dir):
     handler.emit = lambda record: lines.append(record.getMessage())
     loggers = [logging.getLogger(name) for name in ("ssm_jax", "jax")]
     levels = [logger.level for logger in loggers]
+
+    def settle(run, iteration, original=loop._Run.settle):
+        original(run, iteration)
+        if iteration is not None:
+            lines.append(f"settled {iteration.step}")
+
     jax.config.update("jax_log_compiles", True)
     for logger in loggers:
         logger.setLevel(logging.INFO)
         logger.addHandler(handler)
     try:
-        result = train(get_config(data_dir), workdir)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop._Run, "settle", settle)
+            result = train(get_config(data_dir), workdir)
     finally:
         jax.config.update("jax_log_compiles", False)
         for logger, level in zip(loggers, levels, strict=True):
@@ -94,6 +102,14 @@ def test_each_step_is_compiled_once(uninterrupted):
     for name in ("segmentation_step", "classification_step"):
         compiled = [line for line in log if line.startswith(f"Compiling jit({name})")]
         assert len(compiled) == 1, name
+
+
+def test_iterations_compile_nothing_after_the_first(uninterrupted):
+    _, _, log = uninterrupted
+    for first, last in ((1, 4), (5, 6)):  # between them is an evaluation
+        between = log[log.index(f"settled {first}") : log.index(f"settled {last}")]
+        assert f"settled {last - 1}" in between
+        assert not [line for line in between if line.startswith("Compiling")]
 
 
 def test_the_checkpoint_gives_the_metrics_of_the_run(uninterrupted, data_dir):
