@@ -27,7 +27,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["ssm_jax*", "experiments*", "configs*"]),
+    packages=find_packages(include=["ssm_jax*"]),
     package_data={
         "ssm_jax.report": ["*.css", "*.js", "*.json"],
         "ssm_jax.serve": ["*.css", "*.js"],
@@ -53,6 +53,7 @@ setup(
         "tensorflow-datasets>=4.9.7,<5",
         "tqdm>=4.66,<5",
     ],
+    entry_points={"console_scripts": ["ssm-jax = ssm_jax.__main__:main"]},
     extras_require={
         "medical": MEDICAL,
         "serve": SERVE,

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ssm_jax.config import VARIANTS, ModelConfig
-from ssm_jax.data.phantom import phantom_slice
+from ssm_jax.data.phantom.slices import phantom_slice
 from ssm_jax.models.ssm import init_variables
 
 NAMES = {"r18_2": "R18*", "r18_3": "R18**", "r34_2": "R34*", "r34_3": "R34**"}

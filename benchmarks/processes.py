@@ -26,7 +26,7 @@ def process_rows() -> list[dict]:
         save_model(folder / "model", config, models.variables(config))
         Image.fromarray(models.slices(1)[0][..., 0]).save(folder / "slice.png")
         predict = [
-            *("experiments.predict", f"--checkpoint={folder / 'model'}"),
+            *("ssm_jax", "predict", f"--checkpoint={folder / 'model'}"),
             *(f"--inputs={folder / 'slice.png'}", f"--output_dir={folder / 'out'}"),
             "--score_threshold=0.5",
         ]

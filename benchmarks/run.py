@@ -18,7 +18,7 @@ import platform
 
 from absl import app, flags
 
-from experiments import common
+from ssm_jax.cli import common
 
 SUITES = ("inference", "training", "scaling", "processes")
 BEGIN, END = "<!-- table of benchmarks: begin -->", "<!-- table of benchmarks: end -->"

@@ -14,7 +14,7 @@ from benchmarks import models
 from benchmarks.timing import UNIT, Case, compiled_case, gemm_case
 from ssm_jax.config import paper_config
 from ssm_jax.data.batches import make_train_iterator
-from ssm_jax.data.source import open_datasets
+from ssm_jax.data.datasets import open_datasets
 from ssm_jax.models import ssm
 from ssm_jax.training.state import state_from_variables
 from ssm_jax.training.steps import make_steps

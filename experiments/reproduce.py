@@ -17,7 +17,8 @@ import pathlib
 
 from absl import app, flags
 
-from experiments import common, systems
+from experiments import systems
+from ssm_jax.cli import common
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "Folder with one run a system.")
 _TABLE = flags.DEFINE_string(

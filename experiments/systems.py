@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments import common
+from ssm_jax.cli import common
 from ssm_jax.config import VARIANTS
 
 RECORD_FILE = "reproduce.json"

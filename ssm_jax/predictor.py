@@ -17,7 +17,7 @@ from ssm_jax.classes import short_names
 from ssm_jax.config import ModelConfig
 from ssm_jax.models.inference import Predictions, make_classify_fn, make_predict_fn
 from ssm_jax.ops.masks import encode_masks
-from ssm_jax.preprocessing import resize_bilinear, resized_shape
+from ssm_jax.ops.resizing import resize_bilinear, resized_shape
 
 PADDING_MULTIPLE = 32  # sides of a canvas are multiples of it
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ssm_jax.classes import LONG_NAMES
-from ssm_jax.evaluation import rle as rle_lib
+from ssm_jax.ops import rle as rle_lib
 
 if TYPE_CHECKING:
     from ssm_jax.predictor import Prediction

@@ -10,14 +10,14 @@ import pytest
 import ssm_jax
 from ssm_jax.checkpoints import save_model
 from ssm_jax.config import ModelConfig
-from ssm_jax.evaluation import rle
 from ssm_jax.models.inference import make_predict_fn, read_rois
 from ssm_jax.models.rpn import Proposals
+from ssm_jax.ops import rle
 from ssm_jax.ops.masks import paste_mask
+from ssm_jax.ops.resizing import resize_bilinear
 from ssm_jax.ops.roi_batch import RoIBatch
 from ssm_jax.predictor import prepare
-from ssm_jax.preprocessing import resize_bilinear
-from tests.tiny import get_config, random_variables
+from tests.helpers.tiny import get_config, random_variables
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

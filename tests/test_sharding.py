@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -17,8 +16,8 @@ from ssm_jax.checkpoints import load_model
 from ssm_jax.models.layers import BatchNorm
 from ssm_jax.training.metrics import read_lines
 from ssm_jax.training.state import create_state
-from tests.programs import ROOT
-from tests.tiny import get_config
+from tests.helpers.programs import ROOT, command
+from tests.helpers.tiny import get_config
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 # Of each run: processes, and virtual devices of each process.
@@ -37,11 +36,11 @@ SETTINGS = (
 
 
 def start(program, *arguments, devices=1):
-    """Starts `python -m experiments.<program>` with so many virtual devices."""
+    """Starts a program with so many virtual devices."""
     environment = dict(os.environ)
     environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
-        [sys.executable, "-m", f"experiments.{program}", *map(str, arguments)],
+        command(program, *arguments),
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from ssm_jax import visualize
-from tests.fake_predictions import blob, box_of, label_map, prediction
+from tests.helpers.fake_predictions import blob, box_of, label_map, prediction
 
 SIZE = 224  # half a panel: pixel (y, x) of the slice is at (2 y, 2 x) of a panel
 

@@ -6,8 +6,8 @@ from typing import Any
 from ssm_jax.data.errors import DataError
 
 _LAZY = {
-    "Datasets": "ssm_jax.data.source",
-    "open_datasets": "ssm_jax.data.source",
+    "Datasets": "ssm_jax.data.datasets",
+    "open_datasets": "ssm_jax.data.datasets",
     "TrainBatches": "ssm_jax.data.batches",
     "iterate_slices": "ssm_jax.data.batches",
     "make_train_iterator": "ssm_jax.data.batches",

@@ -12,8 +12,8 @@ import grain
 import ml_collections
 import numpy as np
 
-from ssm_jax.data.source import ClassificationExample, Datasets, SegmentationExample
-from ssm_jax.preprocessing import resize_bilinear, resize_nearest, resized_shape
+from ssm_jax.data.datasets import ClassificationExample, Datasets, SegmentationExample
+from ssm_jax.ops.resizing import resize_bilinear, resize_nearest, resized_shape
 
 _STEPS = 2**62  # a training iterator does not end
 _DRAWS, _EPOCHS = 1, 2  # streams of random numbers: single draws, and orders of epochs

@@ -23,7 +23,7 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ssm_jax.evaluation import rle as rle_lib
+from ssm_jax.ops import rle as rle_lib
 
 KINDS = ("segm", "bbox")
 # In the order of COCOeval.stats. AP: IoU 0.50:0.05:0.95; s, m, l: areas below 32^2, 96^2, above;

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ssm_jax.evaluation import calibration, classification, coco, per_image_ap
-from ssm_jax.evaluation import rle as rle_lib
+from ssm_jax.ops import rle as rle_lib
 
 if TYPE_CHECKING:
     from pycocotools.cocoeval import COCOeval

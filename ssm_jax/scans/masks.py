@@ -10,7 +10,7 @@ from PIL import Image
 
 import ssm_jax
 from ssm_jax.classes import LESION_CLASSES
-from ssm_jax.evaluation import rle
+from ssm_jax.ops import rle
 from ssm_jax.predictor import Prediction
 from ssm_jax.scans.nifti import NiftiVolume, nifti_in_place
 from ssm_jax.scans.options import ScanError, medical_library

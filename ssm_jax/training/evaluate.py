@@ -17,7 +17,7 @@ from ssm_jax.config import ModelConfig
 from ssm_jax.data import Datasets, iterate_slices
 from ssm_jax.data.batches import segmentation_arrays
 from ssm_jax.evaluation import Evaluator
-from ssm_jax.evaluation.run import (
+from ssm_jax.evaluation.predicted_slices import (
     Loading,
     Stopped,
     classification_slices,

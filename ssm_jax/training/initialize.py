@@ -14,9 +14,9 @@ import ml_collections
 import numpy as np
 from flax import traverse_util
 
-from ssm_jax import reference, weight_files
 from ssm_jax.checkpoints import CheckpointError, load_model
 from ssm_jax.config import ModelConfig, paper_config, variant_of
+from ssm_jax.interop import reference_names, weight_files
 from ssm_jax.training.state import TrainState
 from ssm_jax.training.workdir import flatten
 
@@ -68,7 +68,7 @@ def initial_weights(config: ml_collections.ConfigDict) -> dict[str, Any]:
     if path == "random":
         return {}
     try:
-        weights = reference.to_backbone(weight_files.read_arrays(path), model)
+        weights = reference_names.to_backbone(weight_files.read_arrays(path), model)
     except ValueError as error:
         raise ValueError(f"config.backbone.init={path}: {error}") from error
     logger.info("backbone: from %s", path)

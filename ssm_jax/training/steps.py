@@ -14,12 +14,12 @@ import optax
 from jax import Array, lax
 from jax.sharding import Mesh
 
-from ssm_jax import losses, sharding
+from ssm_jax import sharding
 from ssm_jax.config import ModelConfig
 from ssm_jax.models import ssm
 from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS
 from ssm_jax.ops.roi_align import roi_align
-from ssm_jax.training import optimizer, targets
+from ssm_jax.training import losses, optimizer, targets
 from ssm_jax.training.state import TrainState
 
 SEGMENTATION_KEY, CLASSIFICATION_KEY = 0, 1

@@ -1,0 +1,1 @@
+"""Chest CT phantoms drawn from a seed."""

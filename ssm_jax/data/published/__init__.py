@@ -1,0 +1,1 @@
+"""Published data sets: checked whole, then made into folders to train on."""

@@ -1,0 +1,278 @@
+"""From a publisher's folder to a checked one in the standard layout, with a report."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ssm_jax.data.errors import DataError
+from ssm_jax.data.folders import CLASS_NAMES, MASK_VALUES, channels_of
+from ssm_jax.data.locks import locked
+from ssm_jax.data.published import cncb_seg, covid_classes, ictcf, listing, standard_tree
+from ssm_jax.data.published.findings import Findings
+from ssm_jax.data.published.inspection import Facts, Inspector
+from ssm_jax.data.published.listing import SPLITS, Slice
+
+logger = logging.getLogger(__name__)
+
+DATASETS = ("cncb_seg", "covidx_ct", "ct_classes", "ictcf")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to prepare, and how.
+
+    dataset: of DATASETS. source: the publisher's folder. data_dir: where the prepared folder goes.
+    name: of the prepared folder; empty for the dataset's. lists: split -> list of its slices; none
+    for the lists that COVIDx-CT ships. order: see `covid_classes.class_order`. min_area: pixels a
+    lesion exceeds. link: see `standard_tree.write`. threads: files read at a time. tolerated: kinds
+    of error that are only warned of. check_only: write the report alone.
+    """
+
+    dataset: str
+    source: pathlib.Path
+    data_dir: pathlib.Path
+    name: str = ""
+    lists: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+    order: tuple[int, ...] = (0, 1, 2)
+    min_area: int = 100
+    link: str = "auto"
+    threads: int = 2
+    tolerated: tuple[str, ...] = ()
+    check_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What came of it.
+
+    tree: the prepared folder. report: as in the JSON file. report_file: that file. done_before:
+    whether an earlier run had prepared the same, so that this one did nothing.
+    """
+
+    tree: pathlib.Path
+    report: dict[str, Any]
+    report_file: pathlib.Path
+    done_before: bool
+
+
+def prepare(options: Options) -> Result:
+    """Checks a set whole, reports, and makes the prepared folder if there is no error.
+
+    A set that was prepared from the same files with the same options is left alone. Defects of
+    files and lists raise nothing: they are in `report["errors"]`, and nothing is prepared.
+
+    Raises:
+      DataError: the folder or the lists can not be used at all.
+      OSError: the disk does not allow it.
+    """
+    name = options.name or options.dataset
+    data_dir = options.data_dir.expanduser().absolute()
+    tree, state = data_dir / name, data_dir / f".{name}"
+    report_file = data_dir / f"{name}.report.json"
+    standard_tree.check_owned(tree)
+    findings = Findings(options.tolerated)
+    source = options.source.expanduser().absolute()
+    files = listing.SourceFiles(source)
+    lists = _lists(options, source)
+    slices = listing.without_repeats(_read(options, files, lists, findings), findings)
+    with locked(state, "--data_dir"):
+        wanted = standard_tree.tree_files(slices)
+        key = standard_tree.fingerprint(wanted, _key_options(options))
+        if standard_tree.is_complete(tree, wanted, key):
+            report = _read_json(report_file)
+            if report.get("fingerprint") == key and not findings.any_error():
+                return Result(tree, report, report_file, True)
+        record = state / "checked.jsonl"
+        facts = _inspect(slices, Inspector(record, _channels(slices), options.threads))
+        _check_files(slices, facts, findings)
+        _check_patients(slices, findings)
+        usable = [k for k, one in enumerate(facts) if not _broken(one)]
+        slices, facts = [slices[k] for k in usable], [facts[k] for k in usable]
+        _check_set(slices, facts, findings, options.min_area)
+        written = not findings.any_error() and not options.check_only
+        report = {
+            "dataset": options.dataset,
+            "source": str(source),
+            "lists": {split: str(path) for split, path in lists.items()},
+            "prepared": str(tree) if written else None,
+            "fingerprint": key,
+            "patients_known": any(item.patient is not None for item in slices),
+            "splits": _counts(slices, facts, options.min_area),
+            "errors": findings.as_json(errors=True),
+            "warnings": findings.as_json(errors=False),
+        }
+        if written:
+            standard_tree.write(tree, state, wanted, key, options.link)
+        _write_json(report_file, report)
+        if written:
+            record.unlink()
+    return Result(tree, report, report_file, False)
+
+
+def _lists(options: Options, source: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The lists given, or those that lie in the folder of a COVIDx-CT set."""
+    if options.lists or options.dataset != "covidx_ct":
+        return {split: path.expanduser().absolute() for split, path in options.lists.items()}
+    return covid_classes.find_lists(source)
+
+
+def _read(options, files, lists, findings) -> list[Slice]:
+    if options.dataset == "cncb_seg":
+        return cncb_seg.read(files, lists, findings)
+    if options.dataset == "ictcf":
+        return ictcf.read(files, lists, findings)
+    if options.dataset in ("covidx_ct", "ct_classes"):
+        return covid_classes.read(files, lists, findings, options.order)
+    raise DataError(f"no data set is called {options.dataset!r}; there are {', '.join(DATASETS)}")
+
+
+def _key_options(options: Options) -> list[str]:
+    """What makes another report or folder of the same files."""
+    return [options.dataset, options.link, str(options.min_area), *sorted(options.tolerated)]
+
+
+def _channels(slices: Sequence[Slice]) -> int:
+    """What the builder will take: the channels of the first training slice by name."""
+    train = [item for item in slices if item.split == "train"]
+    return channels_of(item.path for item in sorted(train, key=lambda item: item.name))
+
+
+def _inspect(slices: Sequence[Slice], inspector: Inspector) -> list[dict[str, Facts | None]]:
+    """Facts of every slice: {"slice": facts, "mask": facts or None}."""
+    pictures = inspector.slices([item.path for item in slices], "checking slices")
+    if not slices or slices[0].mask is None:
+        return [{"slice": facts, "mask": None} for facts in pictures]
+    masks = inspector.masks([item.mask for item in slices if item.mask], "checking masks")
+    return [{"slice": a, "mask": b} for a, b in zip(pictures, masks, strict=True)]
+
+
+def _broken(facts: dict[str, Facts | None]) -> bool:
+    return any(one is not None and "error" in one for one in facts.values())
+
+
+def _check_files(
+    slices: Sequence[Slice], facts: Sequence[dict[str, Facts | None]], findings: Findings
+) -> None:
+    """Notes what is wrong with single files."""
+    for item, found in zip(slices, facts, strict=True):
+        where, picture, mask = f"{item.split}/{item.listed}", found["slice"], found["mask"]
+        if "error" in picture:
+            findings.add("unreadable", f"{where} ({picture['error']})")
+        if mask is None:
+            continue
+        if "error" in mask:
+            findings.add("unreadable_mask", f"{where} ({mask['error']})")
+            continue
+        outside = _outside(mask)
+        if outside:
+            shown = ", ".join(map(str, outside[:5])) + ("..." if len(outside) > 5 else "")
+            findings.add("mask_values", f"{where} ({shown})")
+        if "error" not in picture and _size(picture) != _size(mask):
+            findings.add("mask_size", f"{where} ({_size(mask)} for {_size(picture)})")
+
+
+def _outside(mask: Facts) -> list[int]:
+    """The values of a mask that mean nothing."""
+    return [value for value in mask["values"] if not 0 <= value <= MASK_VALUES]
+
+
+def _size(facts: Facts) -> str:
+    return f"{facts['width']}x{facts['height']}"
+
+
+def _check_set(
+    slices: Sequence[Slice],
+    facts: Sequence[dict[str, Facts | None]],
+    findings: Findings,
+    min_area: int,
+) -> None:
+    """Notes what readable slices have in common, or have not."""
+    sizes = collections.Counter(_size(found["slice"]) for found in facts)
+    common = sizes.most_common(1)[0][0] if sizes else ""
+    alike: dict[str, list[Slice]] = {}
+    for item, found in zip(slices, facts, strict=True):
+        where, picture, mask = f"{item.split}/{item.listed}", found["slice"], found["mask"]
+        if _size(picture) != common:
+            findings.add("size_outlier", f"{where} ({_size(picture)}, most are {common})")
+        # Where values are wrong, nobody knows which of them is a lesion.
+        if mask is not None and mask["largest"] <= min_area and not _outside(mask):
+            findings.add("no_lesion", where)
+        if picture["blank"]:
+            findings.add("blank", where)
+        else:
+            alike.setdefault(picture["hash"], []).append(item)
+    for items in alike.values():
+        if len(items) > 1:
+            _note_duplicates(items, findings)
+
+
+def _check_patients(slices: Sequence[Slice], findings: Findings) -> None:
+    """Notes patients in more than one split."""
+    counts: dict[str, collections.Counter] = {}
+    for item in slices:
+        if item.patient is not None:
+            counts.setdefault(item.patient, collections.Counter())[item.split] += 1
+    for patient, splits in counts.items():
+        if len(splits) > 1:
+            shares = ", ".join(f"{splits[split]} in {split}" for split in SPLITS if splits[split])
+            findings.add("patient_overlap", f"{patient} ({shares})")
+
+
+def _note_duplicates(items: Sequence[Slice], findings: Findings) -> None:
+    """Notes slices with equal pixels, under every kind that holds."""
+    names = " = ".join(f"{item.split}/{item.listed}" for item in items)
+    splits = collections.Counter(item.split for item in items)
+    if len(splits) > 1:
+        findings.add("split_duplicate", names)
+    if max(splits.values()) > 1:
+        findings.add("duplicate", names)
+    if len({item.label for item in items}) > 1:
+        findings.add("duplicate_class", names)
+
+
+def _counts(
+    slices: Sequence[Slice], facts: Sequence[dict[str, Facts | None]], min_area: int
+) -> dict[str, dict[str, Any]]:
+    """What every split has; of the readable slices."""
+    result = {}
+    for split in SPLITS:
+        chosen = [k for k, item in enumerate(slices) if item.split == split]
+        if not chosen:
+            continue
+        pictures, masks = ([facts[k][part] for k in chosen] for part in ("slice", "mask"))
+        sizes = collections.Counter(map(_size, pictures))
+        counts: dict[str, Any] = {"slices": len(chosen), "sizes": dict(sizes.most_common())}
+        patients = {slices[k].patient for k in chosen} - {None}
+        if patients:
+            counts["patients"] = len(patients)
+        if masks[0] is None:
+            labels = collections.Counter(slices[k].label for k in chosen)
+            counts["classes"] = {name: labels[k] for k, name in enumerate(CLASS_NAMES)}
+        else:
+            values = collections.Counter(value for mask in masks for value in mask["values"])
+            counts["with_lesions"] = sum(mask["largest"] > min_area for mask in masks)
+            counts["mask_values"] = {str(k): values[k] for k in sorted(values)}
+        result[split] = counts
+    return result
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON file; empty where it is absent or spoiled."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, path)

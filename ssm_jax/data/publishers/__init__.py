@@ -1,1 +1,0 @@
-"""Readers of data sets as their publishers ship them, one a module."""

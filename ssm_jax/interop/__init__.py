@@ -1,0 +1,1 @@
+"""Exchange with other programs: PyTorch files, the reference implementation, portable models."""

@@ -1,0 +1,161 @@
+"""Files of named arrays that other programs made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ssm_jax.interop import torch_file
+from ssm_jax.interop.torch_pickle import Dict, Record, shown
+
+TORCH_SUFFIXES = (".pth", ".pt")
+SUFFIXES = (".npz", *TORCH_SUFFIXES)
+MAX_NAME = 200  # characters; names are shown
+MAX_ANCHORS = 10_000  # of a cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """A state dict, and what else its file says about the model.
+
+    Attributes:
+      arrays: by name.
+      anchor_sizes: square roots of the anchors' areas, pixels; None if the file does not tell.
+      anchor_ratios: height / width; None if the file does not tell.
+      cell_anchors: float32 [A, 4], the anchors of a cell that its model had; None if not told.
+    """
+
+    arrays: dict[str, np.ndarray]
+    anchor_sizes: tuple[float, ...] | None = None
+    anchor_ratios: tuple[float, ...] | None = None
+    cell_anchors: np.ndarray | None = None
+
+
+def read_arrays(
+    path: str | os.PathLike, max_bytes: int = torch_file.MAX_BYTES
+) -> dict[str, np.ndarray]:
+    """Reads a state dict: arrays by name.
+
+    Args:
+      path: an `.npz` file, or a `.pth` or `.pt` file with a state dict, see `read_weights`.
+      max_bytes: a file that is larger or unpacks to more is refused.
+
+    Raises:
+      ValueError: another suffix, not there, damaged, too large, or without a state dict.
+    """
+    return read_weights(path, max_bytes).arrays
+
+
+def read_weights(path: str | os.PathLike, max_bytes: int = torch_file.MAX_BYTES) -> Weights:
+    """Reads a state dict and the anchors that its file names.
+
+    Args:
+      path: an `.npz` file of arrays; or a `.pth` or `.pt` file with a state dict, or with a dict
+        that has one as `model_weights`, as the reference's training script writes it, and perhaps
+        `anchor_generator`. Nothing that such a file names is run or imported.
+      max_bytes: a file that is larger or unpacks to more is refused.
+
+    Raises:
+      ValueError: another suffix, not there, damaged, too large, or without a state dict.
+    """
+    suffix = pathlib.Path(path).suffix.lower()
+    if suffix == ".npz":
+        return _named(path, read_npz(path, max_bytes))
+    if suffix not in TORCH_SUFFIXES:
+        raise ValueError(
+            f"{path}: only {', '.join(SUFFIXES)} files can be read. Where PyTorch is installed, "
+            "torch.save(model.state_dict(), 'weights.pth') makes one"
+        )
+    return _named(path, torch_file.read(path, max_bytes))
+
+
+def _named(path: str | os.PathLike, loaded: Any) -> Weights:
+    try:
+        return _weights(loaded)
+    except ValueError as error:
+        raise ValueError(f"{path} is no checkpoint with model weights: {error}") from error
+
+
+def read_npz(
+    path: str | os.PathLike, max_bytes: int = torch_file.MAX_BYTES
+) -> dict[str, np.ndarray]:
+    """Reads all arrays of an `.npz` file.
+
+    Args:
+      path: the file.
+      max_bytes: a file that unpacks to more is refused.
+
+    Raises:
+      ValueError: not there, not such a file, or too large.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            torch_file.check_archive(archive, max_bytes)
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays)
+    # A damaged archive makes zipfile and NumPy raise almost anything.
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as an .npz file of arrays: {reason}") from error
+
+
+def _weights(loaded: Any) -> Weights:
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"it holds a {_kind(loaded)}; save model.state_dict()")
+    if "model_weights" not in loaded:
+        return Weights(_state_dict(loaded))
+    generator = loaded.get("anchor_generator")
+    if generator is None:
+        return Weights(_state_dict(loaded["model_weights"]))
+    attributes = generator.state if isinstance(generator, Record | Dict) else None
+    if not isinstance(attributes, dict) or not {"sizes", "aspect_ratios"} <= attributes.keys():
+        raise ValueError("its anchor_generator does not tell sizes and aspect_ratios")
+    sizes = _one_level(attributes["sizes"], "sizes")
+    ratios = _one_level(attributes["aspect_ratios"], "aspect_ratios")
+    cells = attributes.get("cell_anchors")
+    cell = cells[0] if isinstance(cells, list) and len(cells) == 1 else None
+    usable = isinstance(cell, np.ndarray) and cell.size <= 4 * MAX_ANCHORS
+    cell = np.asarray(cell, np.float32) if usable else None
+    return Weights(_state_dict(loaded["model_weights"]), sizes, ratios, cell)
+
+
+def _state_dict(value: Any) -> dict[str, np.ndarray]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"its weights are a {_kind(value)}; save model.state_dict()")
+    if not value:
+        raise ValueError("it holds no weights")
+    for name, array in value.items():
+        if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
+            raise ValueError(f"{shown(name)} is no name of a tensor")
+        if not isinstance(array, np.ndarray):
+            raise ValueError(
+                f"its entry {shown(name)} is a {_kind(array)} and no tensor; a state dict holds "
+                "tensors by name, alone or as model_weights"
+            )
+    return dict(value)
+
+
+def _kind(value: Any) -> str:
+    return shown(value.name) if isinstance(value, Record) else type(value).__name__
+
+
+def _one_level(levels: Any, name: str) -> tuple[float, ...]:
+    """The numbers of the only level of a feature pyramid."""
+    if not (isinstance(levels, tuple | list) and len(levels) == 1):
+        count = len(levels) if isinstance(levels, tuple | list) else "no"
+        raise ValueError(f"its anchors have {name} for {count} feature maps; the model has one")
+    numbers = levels[0]
+    if not (isinstance(numbers, tuple | list) and numbers and all(map(_is_positive, numbers))):
+        raise ValueError(f"{name} of its anchors are not positive numbers")
+    return tuple(numbers)
+
+
+def _is_positive(number: Any) -> bool:
+    return type(number) in (int, float) and 0 < number < math.inf

@@ -1,0 +1,306 @@
+"""Evaluates a checkpoint on a split and writes figures, predictions and a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from ssm_jax.checkpoints import load_model
+from ssm_jax.classes import lesion_names, short_names
+from ssm_jax.config import ModelConfig, default_config
+from ssm_jax.data import DataError, open_datasets
+from ssm_jax.evaluation import coco, patients
+from ssm_jax.evaluation.evaluator import Evaluator, json_ready
+from ssm_jax.evaluation.intervals import intervals
+from ssm_jax.evaluation.predicted_slices import (
+    Loading,
+    classification_slices,
+    plain,
+    segmentation_slices,
+)
+from ssm_jax.predictor import Predictor
+from ssm_jax.report import facts, selection
+from ssm_jax.report.evaluation import report
+from ssm_jax.report.slices import SliceReport
+from ssm_jax.training.metrics import write_json, write_text_atomically
+
+FORMAT, VERSION = "ssm_jax evaluation", 1
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.json"
+BOXES_FILE = "predictions_bbox.json"
+TRUTH_FILE = "truth.json"
+CLASSES_FILE = "classes.json"
+REPORT_FILE = "report.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to evaluate.
+
+    Attributes:
+      split: "test" or "train", as the checkpoint's run names them, or another folder's name.
+      seg_dir, cls_dir: data; "" takes those of the run, or else the phantom.
+      data_dir: where prepared data are kept; "" takes that of the run.
+      score_threshold: of detections; None takes that of the run.
+      nms_threshold: of detections; None takes that of the run.
+      parts: "seg", "cls" or both.
+      max_slices: of each part, evenly spread; 0: all.
+      batch_size: slices predicted at once; 0: 1 on a CPU, 8 elsewhere.
+      samples: of the bootstrap; 0: no intervals.
+      seed: of the bootstrap and of the slices drawn for the report.
+      unit: what the bootstrap draws, "patients" or "slices".
+      overlays: slices a group (best, worst, random) of the report.
+    """
+
+    split: str = "test"
+    seg_dir: str = ""
+    cls_dir: str = ""
+    data_dir: str = ""
+    score_threshold: float | None = None
+    nms_threshold: float | None = None
+    parts: tuple[str, ...] = ("seg", "cls")
+    max_slices: int = 0
+    batch_size: int = 0
+    samples: int = 1000
+    seed: int = 0
+    unit: str = "patients"
+    overlays: int = 4
+
+
+def evaluate_checkpoint(
+    checkpoint: str, output: pathlib.Path, options: Options, command: str = ""
+) -> dict[str, Any]:
+    """Evaluates a model and writes what came out.
+
+    Writes metrics.json (what is returned), predictions.json and predictions_bbox.json (COCO
+    results: masks, and boxes; one list of both would make pycocotools measure masks by their
+    boxes), truth.json (COCO instances), classes.json and report.html.
+
+    Args:
+      checkpoint: a run's working directory, its folder of checkpoints, or the folder of one step.
+      output: folder, created.
+      options: how.
+      command: the command line, for the report.
+
+    Returns:
+      The metrics of `Evaluator.metrics`, "intervals", "reliability", "curves", and what
+      `evaluation.facts` tells of model, data and run.
+
+    Raises:
+      CheckpointError: no checkpoint there, not ours, or damaged.
+      DataError: unusable data, or a split that is not there.
+      ValueError: an unusable option.
+    """
+    started = time.monotonic()
+    output.mkdir(parents=True, exist_ok=True)
+    model_config, variables, info = load_model(checkpoint)
+    config = _config(model_config, info.config, options)
+    cpu = jax.default_backend() == "cpu"
+    predictor = Predictor(
+        model_config,
+        variables,
+        score_threshold=config.eval.score_threshold,
+        nms_threshold=config.eval.nms_threshold,
+        batch_size=options.batch_size or (1 if cpu else 8),
+        roi_batch=model_config.image_classes > 0,
+    )
+    sources = _sources(config, options)
+    names = short_names(model_config.image_classes)
+    evaluator = Evaluator(names, lesion_names(config.data.mask_type))
+    threads, prefetch = config.data.threads, config.data.prefetch
+    loading = Loading(options.max_slices, predictor.batch_size, threads, prefetch)
+    shown: list[SliceReport] = []
+    data: dict[str, Any] = {}
+    for part, (source, training_slices) in sources.items():
+        evaluate = {"seg": _segmentation, "cls": _classification}[part]
+        shown += evaluate(source, predictor, evaluator, loading, options)
+        chosen = loading.indices(source)
+        data[part] = facts.data_facts(source, config.data, part, options.split, chosen)
+        known = info.config is not None and not getattr(options, f"{part}_dir")
+        data[part]["training_slices"] = training_slices if known else None
+    result = {
+        "format": FORMAT,
+        "version": VERSION,
+        **all_figures(evaluator, options),
+        "score_threshold": predictor.score_threshold,
+        "nms_threshold": predictor.nms_threshold,
+        "model": facts.model_facts(model_config, variables, info),
+        "data": data,
+        "run": facts.run_facts(command, time.monotonic() - started),
+    }
+    result = json_ready(result)
+    _write(output, result, evaluator, shown)
+    return result
+
+
+def _config(
+    model: ModelConfig, run: Mapping[str, Any] | None, options: Options
+) -> ml_collections.ConfigDict:
+    """The run's configuration, or the default one for imported weights, with the options."""
+    config = default_config()
+    for section in ("data", "eval"):
+        config[section].update((run or {}).get(section, {}))
+    config.model.update(dataclasses.asdict(model))
+    if run is None and model.num_classes == 3:
+        config.data.mask_type = "both"
+    for name in ("seg_dir", "cls_dir", "data_dir"):
+        if getattr(options, name):
+            config.data[name] = getattr(options, name)
+    for name in ("score_threshold", "nms_threshold"):
+        if getattr(options, name) is not None:
+            config.eval[name] = getattr(options, name)
+    return config
+
+
+def _sources(config: ml_collections.ConfigDict, options: Options) -> dict[str, tuple[Any, int]]:
+    """The splits to evaluate, by part, with the number of slices of the training split."""
+    data, split = config.data, options.split
+    wanted = [part for part in options.parts if part == "seg" or config.model.image_classes]
+    if not wanted:
+        raise ValueError("the model only segments; there are no classes to evaluate")
+    which = "train" if split in ("train", data.train_split) else "test"
+    if split not in ("train", "test", data.train_split, data.test_split):
+        if not any(data[f"{part}_dir"] for part in wanted):
+            raise DataError(f"the phantom has no split {split!r}; choose train or test")
+        data.test_split = split
+    folders = [data[f"{part}_dir"] for part in ("seg", "cls") if data[f"{part}_dir"]]
+    if which == "test" and not all(
+        (pathlib.Path(folder).expanduser() / data.train_split).is_dir() for folder in folders
+    ):
+        # Slices to train on are not needed here, but what opens data wants two splits.
+        data.train_split = data.test_split
+    datasets = open_datasets(config)
+    return {
+        part: (getattr(datasets, f"{part}_{which}"), len(getattr(datasets, f"{part}_train")))
+        for part in wanted
+    }
+
+
+def _segmentation(
+    source: Any, predictor: Predictor, evaluator: Evaluator, loading: Loading, options: Options
+) -> list[SliceReport]:
+    """Evaluates the segmentation slices; returns those to show."""
+    figures, ranked = [], []
+    for slice_ in segmentation_slices(source, predictor, evaluator, loading):
+        figures.append(slice_.figures)
+        ranked.append(len(slice_.example.boxes) > 0)
+    values = [float(row.mean()) for row in figures]
+    chosen = selection.choose(values, options.overlays, options.seed, ranked)
+    indices = loading.indices(source)
+    shown = []
+    for group, k in _flat(chosen):
+        example = source[indices[k]]
+        image = plain(example.image)
+        slice_ = SliceReport("seg", group, example.file, image, predictor(image))
+        found = {"instances": example.instances, "figures": figures[k]}
+        shown.append(dataclasses.replace(slice_, **found))
+    return shown
+
+
+def _classification(
+    source: Any, predictor: Predictor, evaluator: Evaluator, loading: Loading, options: Options
+) -> list[SliceReport]:
+    """Evaluates the classification slices; returns those to show."""
+    for _ in classification_slices(source, predictor, evaluator, loading):
+        pass
+    pairs = zip(evaluator.probabilities, evaluator.labels, strict=True)
+    values = [float(shares[label]) for shares, label in pairs]
+    chosen = selection.choose(values, options.overlays, options.seed)
+    indices = loading.indices(source)
+    shown = []
+    for group, k in _flat(chosen):
+        example = source[indices[k]]
+        image = plain(example.image)
+        prediction = predictor(image)
+        shown.append(
+            SliceReport("cls", group, example.file, image, prediction, label=example.label)
+        )
+    return shown
+
+
+def _flat(chosen: Mapping[str, Sequence[int]]) -> list[tuple[str, int]]:
+    return [(group, index) for group, members in chosen.items() for index in members]
+
+
+def all_figures(evaluator: Evaluator, options: Options) -> dict[str, Any]:
+    """Metrics, intervals, calibration and curves of an evaluator, as metrics.json holds them.
+
+    Args:
+      evaluator: holds the slices.
+      options: `samples`, `seed` and `unit` are read.
+
+    Returns:
+      The metrics of `Evaluator.metrics`, "intervals" (fields of `Intervals`), and, of what was
+      evaluated, "reliability" (fields of `Reliability` but "ece") and "curves" (kind -> "0.50",
+      "0.75" and "mean" -> precision at recall 0, 0.01, ..., 1).
+    """
+    figures = evaluator.metrics()
+    if options.samples:
+        drawn = intervals(evaluator, options.samples, options.seed, options.unit)
+        figures["intervals"] = dataclasses.asdict(drawn)
+    else:
+        figures["intervals"] = {"figures": {}, "samples": 0, "units": {}}
+    reliability = evaluator.reliability()
+    if reliability is not None:
+        bins = dataclasses.asdict(reliability)
+        figures["reliability"] = {name: bins[name] for name in bins if name != "ece"}
+    if evaluator.per_image:
+        figures["curves"] = {kind: _curves(evaluator, kind) for kind in coco.KINDS}
+    return figures
+
+
+def _curves(evaluator: Evaluator, kind: str) -> dict[str, list[float]]:
+    """Precision at recall 0, 0.01, ..., 1, rounded for the page they are drawn on."""
+    curves = coco.precision_curves(evaluator.coco_run(kind)).round(5)
+    mean = curves.mean(axis=0).round(5)
+    return {"0.50": curves[0].tolist(), "0.75": curves[5].tolist(), "mean": mean.tolist()}
+
+
+def _write(
+    output: pathlib.Path,
+    result: Mapping[str, Any],
+    evaluator: Evaluator,
+    shown: Sequence[SliceReport],
+) -> None:
+    """Writes all files; those of a part that was not evaluated are removed."""
+    recorder = evaluator.recorder
+    coco_files: dict[str, Callable[[], Any]] = {
+        PREDICTIONS_FILE: lambda: recorder.results("segm"),
+        BOXES_FILE: lambda: recorder.results("bbox"),
+        TRUTH_FILE: lambda: recorder.truth,
+    }
+    for name, content in coco_files.items():
+        if evaluator.per_image:
+            coco.write_json(output / name, content())
+        else:
+            (output / name).unlink(missing_ok=True)
+    if evaluator.labels:
+        write_json(output / CLASSES_FILE, _classes(evaluator))
+    else:
+        (output / CLASSES_FILE).unlink(missing_ok=True)
+    write_text_atomically(output / REPORT_FILE, report(result, shown))
+    # Last: where it is, everything is.
+    write_json(output / METRICS_FILE, result)
+
+
+def _classes(evaluator: Evaluator) -> list[dict[str, Any]]:
+    """One entry a classification slice."""
+    names = evaluator.image_classes
+    columns = (evaluator.cls_files, evaluator.labels, evaluator.predicted, evaluator.probabilities)
+    return [
+        {
+            "file": file,
+            "patient": patients.classification_patient(file),
+            "class": names[label],
+            "predicted": names[predicted],
+            "probabilities": dict(zip(names, np.asarray(shares, float).tolist(), strict=True)),
+        }
+        for file, label, predicted, shares in zip(*columns, strict=True)
+    ]

@@ -1,0 +1,157 @@
+"""Every defect of a folder stops before training, with the file and the remedy in the message."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from ssm_jax.data import DataError, open_datasets
+from ssm_jax.data.cache import prepared
+from ssm_jax.data.classes import CtClasses
+from ssm_jax.data.lesion_seg import CtLesionSeg
+from tests.helpers.data_tools import cls_folder, lesion_mask, noise, save, seg_folder, small_config
+
+
+def prepare_error(tmp_path, builder_class, folder):
+    with pytest.raises(DataError) as caught:
+        prepared(builder_class, builder_class.config_of(str(folder)), str(tmp_path / "cache"))
+    left = [path.name for path in (tmp_path / "cache").rglob("*.array_record*")]
+    assert not left, "nothing may be written of a bad set"
+    return str(caught.value)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:60])
+
+
+SEG_DEFECTS = {
+    "unreadable": (lambda f: truncate(f / "train/imgs/a_1.png"), "not readable.*replace.*a_1.png"),
+    "no image": (lambda f: (f / "train/imgs/a_0.png").write_text("x"), "not readable.*a_0.png"),
+    "no mask": (lambda f: (f / "train/masks/a_2.png").unlink(), "no mask.*a_2.png"),
+    "bad mask": (lambda f: truncate(f / "test/masks/b_0.png"), "not readable.*masks/b_0.png"),
+    "size": (
+        lambda f: save(f / "train/masks/a_0.png", lesion_mask(64, 32)),
+        r"another size.*masks/a_0.png \(32x64 for 64x64\)",
+    ),
+    "values": (
+        lambda f: save(f / "test/masks/b_1.png", lesion_mask(64, 64, value=7)),
+        r"outside 0 to 3.*masks/b_1.png \(7\)",
+    ),
+    "channels": (
+        lambda f: save(f / "train/masks/a_1.png", noise(0, 64, 64, 3)),
+        "mode RGB.*masks/a_1.png",
+    ),
+    "deep": (
+        lambda f: save(f / "train/imgs/a_1.png", np.full((64, 64), 900, np.uint16)),
+        "more than 8 bits.*a_1.png",
+    ),
+    "color": (
+        lambda f: save(f / "train/imgs/a_1.png", noise(0, 64, 64, 3)),
+        "colored where the set is grey.*a_1.png",
+    ),
+    "empty": (
+        lambda f: [p.unlink() for p in (f / "test/imgs").iterdir()],
+        "test/imgs has no PNG or JPEG",
+    ),
+    "split": (lambda f: shutil.rmtree(f / "test"), "no folder .*test/imgs.*config.data"),
+    "masks": (lambda f: shutil.rmtree(f / "train/masks"), "no folder .*train/masks"),
+}
+
+
+@pytest.mark.parametrize("name", SEG_DEFECTS)
+def test_segmentation_defect(tmp_path, name):
+    spoil, expected = SEG_DEFECTS[name]
+    folder = seg_folder(tmp_path / "seg")
+    spoil(folder)
+    message = prepare_error(tmp_path, CtLesionSeg, folder)
+    assert re.search(expected, message, re.DOTALL), message
+
+
+CLS_DEFECTS = {
+    "unreadable": (
+        lambda f: truncate(f / "train/0_p0_1_0000.png"),
+        "not readable.*0_p0_1_0000.png",
+    ),
+    "prefix": (
+        lambda f: save(f / "test/3_p_1_1.png", noise(0, 64, 64)),
+        "class at the start.*3_p_1_1.png",
+    ),
+    "name": (lambda f: save(f / "train/covid.png", noise(0, 64, 64)), "not the form.*covid.png"),
+    "parts": (lambda f: save(f / "train/2_7_1.png", noise(0, 64, 64)), "not the form.*2_7_1.png"),
+    "empty": (lambda f: [p.unlink() for p in (f / "train").iterdir()], "train has no PNG or JPEG"),
+    "split": (lambda f: shutil.rmtree(f / "train"), "no folder .*train"),
+}
+
+
+@pytest.mark.parametrize("name", CLS_DEFECTS)
+def test_classification_defect(tmp_path, name):
+    spoil, expected = CLS_DEFECTS[name]
+    folder = cls_folder(tmp_path / "cls")
+    spoil(folder)
+    message = prepare_error(tmp_path, CtClasses, folder)
+    assert re.search(expected, message, re.DOTALL), message
+
+
+def test_all_problems_at_once_up_to_ten_files_each(tmp_path):
+    folder = seg_folder(tmp_path / "seg", sizes=((64, 64),) * 14)
+    for k in range(12):
+        (folder / "train" / "masks" / f"a_{k}.png").unlink()
+    truncate(folder / "train" / "imgs" / "a_13.png")
+    message = prepare_error(tmp_path, CtLesionSeg, folder)
+    assert "not readable" in message and "a_13.png" in message
+    assert "and 2 more" in message
+    assert len(re.findall(r"a_\d+\.png", message)) == 11
+
+
+def open_folder(tmp_path, folder, **overrides):
+    classes = cls_folder(tmp_path / "cls")
+    config = small_config(
+        tmp_path / "cache", data__seg_dir=str(folder), data__cls_dir=str(classes), **overrides
+    )
+    return open_datasets(config)
+
+
+def test_training_split_without_lesions(tmp_path):
+    folder = seg_folder(tmp_path / "seg")
+    for path in (folder / "train" / "masks").iterdir():
+        save(path, lesion_mask(64, 64, boxes=((1, 1, 3, 3),)))  # 4 pixels, as min_area
+    with pytest.raises(DataError, match=r"train split .* no slice with a lesion .*min_area"):
+        open_folder(tmp_path, folder)
+
+
+def test_a_test_split_without_lesions_is_fine(tmp_path):
+    folder = seg_folder(tmp_path / "seg")
+    for path in (folder / "test" / "masks").iterdir():
+        save(path, lesion_mask(64, 64, boxes=()))
+    datasets = open_folder(tmp_path, folder)
+    assert datasets.seg_test.object_counts.tolist() == [0, 0]
+    assert datasets.seg_test[0].boxes.shape == (0, 4)
+
+
+def test_more_objects_than_slots(tmp_path):
+    folder = seg_folder(tmp_path / "seg")
+    boxes = [(8 * k, 0, 8 * k + 4, 9) for k in range(5)]
+    save(folder / "train" / "masks" / "a_1.png", lesion_mask(64, 64, boxes))
+    assert open_folder(tmp_path, folder).max_objects == 5
+    assert open_folder(tmp_path, folder, data__max_objects=8).max_objects == 8
+    with pytest.raises(DataError, match=r"more than 4 .*max_objects.*a_1.png \(5\)"):
+        open_folder(tmp_path, folder, data__max_objects=4)
+    dots = np.zeros((64, 64), np.uint8)
+    dots[::3, ::3] = 2
+    save(folder / "test" / "masks" / "b_1.png", dots)
+    with pytest.raises(DataError, match=r"test split .*more than 255 .*min_area.*b_1.png \(484\)"):
+        open_folder(tmp_path, folder, data__min_area=0)
+
+
+@pytest.mark.parametrize(("field", "value"), [("cls_test", 0), ("size", 31), ("seed", -1)])
+def test_impossible_phantom(tmp_path, field, value):
+    with pytest.raises(DataError, match=rf"phantom\.{field}={value} "):
+        open_datasets(small_config(tmp_path, **{f"data__phantom__{field}": value}))
+
+
+def test_data_dir_that_can_not_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    folder = seg_folder(tmp_path / "seg")
+    with pytest.raises(DataError, match="data_dir"):
+        prepared(CtLesionSeg, CtLesionSeg.config_of(str(folder)), str(tmp_path / "file" / "x"))

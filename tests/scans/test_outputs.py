@@ -1,0 +1,262 @@
+"""Mask files in the source's geometry, summaries by hand, and lung masks."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("highdicom", reason="the extra ssm-jax[medical] is not installed")
+
+import highdicom
+import nibabel
+import pydicom
+
+from ssm_jax.ops import rle
+from ssm_jax.predictor import Prediction, softmax
+from ssm_jax.scans.masks import grid, label_map, write_masks
+from ssm_jax.scans.open import open_scans
+from ssm_jax.scans.options import ScanError
+from ssm_jax.scans.output import to_json
+from ssm_jax.scans.predict import LungMask, predict_scan
+from ssm_jax.scans.summary import summarize
+from tests.helpers.dicom_tools import (
+    BRIGHT,
+    ORIENTATIONS,
+    SPACING,
+    BrightSpots,
+    Series,
+    chest,
+    multi_frame,
+    save,
+    windowed,
+)
+from tests.scans.test_inputs import TO_RAS, volume
+
+HU = chest()
+LESIONS = windowed(HU) > BRIGHT  # [Z, H, W] as shown
+
+
+def predicted(path):
+    (scan,) = open_scans([str(path)])
+    return scan, predict_scan(BrightSpots(), scan)
+
+
+def in_ras(path):
+    """Places (RAS, to the hundredth of a millimeter) of the voxels that are marked."""
+    image = nibabel.load(path)
+    voxels = np.argwhere(np.asarray(image.dataobj) > 0)
+    places = voxels @ image.affine[:3, :3].T + image.affine[:3, 3]
+    return {tuple(place) for place in np.round(places, 2) + 0.0}
+
+
+def expected_ras(lesions=LESIONS):
+    slices, rows, columns = np.nonzero(lesions)
+    places = np.stack([columns, rows, slices], axis=1) @ TO_RAS[:3, :3].T + TO_RAS[:3, 3]
+    return {tuple(place) for place in np.round(places, 2) + 0.0}
+
+
+@pytest.mark.parametrize(
+    ("order", "flips"), [((0, 1, 2), ()), ((2, 0, 1), (0, 2)), ((1, 0, 2), ())]
+)
+def test_nifti_masks_lie_on_the_voxels_of_their_source(tmp_path, order, flips):
+    data, affine = volume(tmp_path / "v.nii.gz", order, flips)
+    scan, result = predicted(tmp_path / "v.nii.gz")
+    (path,) = write_masks(result, scan, "nifti", tmp_path)
+    image = nibabel.load(path)
+    np.testing.assert_array_equal(np.asarray(image.dataobj), windowed(data) > BRIGHT)
+    np.testing.assert_allclose(image.affine, affine, atol=1e-4)
+    source = nibabel.load(tmp_path / "v.nii.gz")
+    assert image.header.get_zooms() == pytest.approx(source.header.get_zooms(), abs=1e-4)
+    assert nibabel.aff2axcodes(image.affine) == nibabel.aff2axcodes(source.affine)
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_nifti_masks_of_dicom_lie_where_the_lesions_are(tmp_path, orientation):
+    Series(orientation).write(tmp_path / "s", HU)
+    scan, result = predicted(tmp_path / "s")
+    (path,) = write_masks(result, scan, "nifti", tmp_path)
+    assert in_ras(path) == expected_ras()
+    assert nibabel.load(path).header.get_zooms()[2] == pytest.approx(SPACING[0])
+
+
+def test_places_without_a_slice_stay_empty(tmp_path):
+    Series().write(tmp_path / "s", HU, places=[0, 1, 3, 5])
+    scan, result = predicted(tmp_path / "s")
+    (path,) = write_masks(result, scan, "nifti", tmp_path)
+    assert nibabel.load(path).shape[2] == 6
+    lesions = LESIONS.copy()
+    lesions[[2, 4]] = False
+    assert in_ras(path) == expected_ras(lesions)
+
+
+def test_a_grid_by_hand():
+    assert grid(np.array([3.0]), 2.0) == (2.0, [0])
+    step, places = grid(np.array([0, 2.5, 5.001, 12.5]), 1.0)
+    assert step == pytest.approx(2.5)
+    assert places.tolist() == [0, 1, 2, 5]
+    step, places = grid(np.array([0, 2.0, 5.0]), 1.0)
+    assert (step, places.tolist()) == (1.0, [0, 2, 5])
+    with pytest.raises(ScanError, match="uneven"):
+        grid(np.array([0, 1, 2.37, 3.11]), 1.0)
+
+
+@pytest.mark.parametrize("orientation", ["plain", "transposed and flipped"])
+def test_dicom_seg_refers_to_the_right_slices(tmp_path, orientation):
+    to_stored = ORIENTATIONS[orientation][0]
+    paths = Series(orientation).write(tmp_path / "s", HU)
+    scan, result = predicted(tmp_path / "s")
+    (path,) = write_masks(result, scan, "dicom-seg", tmp_path)
+    segmentation = highdicom.seg.segread(path)
+    headers = {z: pydicom.dcmread(p, stop_before_pixels=True) for z, p in paths.items()}
+    uids = [headers[z].SOPInstanceUID for z in range(len(HU))]
+    assert segmentation.StudyInstanceUID == headers[0].StudyInstanceUID
+    assert segmentation.FrameOfReferenceUID == headers[0].FrameOfReferenceUID
+    pixels = segmentation.get_pixels_by_source_instance(
+        uids, ignore_spatial_locations=True, assert_missing_frames_are_empty=True
+    )
+    expected = np.stack([to_stored(lesions) for lesions in LESIONS])
+    np.testing.assert_array_equal(pixels[..., 0], expected)
+
+
+def test_dicom_seg_of_pseudonymized_files(tmp_path):
+    removed = dict.fromkeys(("PatientName", "PatientID", "StudyDate", "FrameOfReferenceUID"))
+    Series().write(tmp_path / "s", HU, **removed)
+    scan, result = predicted(tmp_path / "s")
+    (path,) = write_masks(result, scan, "dicom-seg", tmp_path)
+    uids = [frame.header.SOPInstanceUID for frame in scan.origin.frames]
+    pixels = highdicom.seg.segread(path).get_pixels_by_source_instance(
+        uids, ignore_spatial_locations=True, assert_missing_frames_are_empty=True
+    )
+    np.testing.assert_array_equal(pixels[..., 0], LESIONS)
+
+
+def test_dicom_seg_of_many_frames(tmp_path):
+    order = [3, 0, 5, 1, 4, 2]
+    save(multi_frame(HU, order), tmp_path / "m.dcm")
+    scan, result = predicted(tmp_path / "m.dcm")
+    (path,) = write_masks(result, scan, "dicom-seg", tmp_path)
+    segmentation = highdicom.seg.segread(path)
+    pixels = segmentation.get_pixels_by_source_frame(
+        scan.origin.frames[0].header.SOPInstanceUID,
+        range(1, 7),
+        ignore_spatial_locations=True,
+        assert_missing_frames_are_empty=True,
+    )
+    np.testing.assert_array_equal(pixels[..., 0], LESIONS[order])
+
+
+def test_png_masks_are_as_shown(tmp_path):
+    Series("transposed").write(tmp_path / "s", HU)
+    scan, result = predicted(tmp_path / "s")
+    paths = write_masks(result, scan, "png", tmp_path)
+    labels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    np.testing.assert_array_equal(labels, LESIONS)
+
+
+def test_what_a_source_cannot_give(tmp_path):
+    Image.fromarray(windowed(HU[0])).save(tmp_path / "a.png")
+    scan, result = predicted(tmp_path / "a.png")
+    for kind in ("nifti", "dicom-seg"):
+        with pytest.raises(ScanError, match=r"does not tell|not DICOM"):
+            write_masks(result, scan, kind, tmp_path)
+
+
+def prediction(probabilities, scores=()):
+    logits = np.log(np.array(probabilities, np.float32))
+    count = len(scores)
+    masks = [rle.encode(np.eye(4)[:: 1 - 2 * k]) for k in range(count)]
+    predicted_class = int(logits.argmax()) if len(logits) else None
+    found = (np.zeros((count, 4)), np.array(scores), np.arange(1, count + 1), masks)
+    return Prediction(4, 4, logits, softmax(logits), predicted_class, *found)
+
+
+def test_of_overlapping_masks_the_higher_score_shows():
+    labels = label_map(prediction([1, 1, 1], [0.9, 0.8]))
+    expected = 2 * np.eye(4)[::-1]
+    expected[np.eye(4) > 0] = 1
+    np.testing.assert_array_equal(labels, expected)
+
+
+def test_summaries_by_hand():
+    slices = [
+        prediction([0.7, 0.2, 0.1]),
+        None,
+        prediction([0.1, 0.6, 0.3]),
+        prediction([0.2, 0.1, 0.7]),
+        *[prediction([0.9, 0.05, 0.05])] * 4,
+    ]
+    areas = [5, 0, 10, 20, 0, 0, 3, 0]
+    mean = summarize(slices, areas, "mean", voxel_ml=0.5)
+    np.testing.assert_allclose(mean.class_probabilities, [4.6 / 7, 1.1 / 7, 1.3 / 7], rtol=1e-5)
+    assert mean.predicted_class == 0
+    assert mean.slices_per_class.tolist() == [5, 1, 1]
+    assert mean.lesion_ml == 19.0
+    assert mean.telling == [2, 3, 0, 6, 4]  # of equal probabilities the larger lesion first
+    vote = summarize(slices, areas, "vote")
+    np.testing.assert_allclose(vote.class_probabilities, [5 / 7, 1 / 7, 1 / 7], rtol=1e-5)
+    assert vote.lesion_ml is None
+    telling = summarize(slices, areas, "telling", in_lung=(3, 12))
+    np.testing.assert_allclose(telling.class_probabilities, [2.8 / 5, 1.0 / 5, 1.2 / 5], rtol=1e-5)
+    assert telling.lung_share == 0.25
+    assert summarize([None], [0]) is None
+    with pytest.raises(ValueError, match="mean, vote, telling"):
+        summarize(slices, areas, "median")
+
+
+def test_a_model_that_only_segments():
+    summary = summarize([prediction([]), prediction([], [0.5])], [0, 4])
+    assert summary.class_probabilities.shape == (0,)
+    assert summary.predicted_class is None
+    assert summary.telling == [1, 0]
+
+
+def test_volume_and_share_of_the_lung(tmp_path):
+    Series("transposed and flipped").write(tmp_path / "s", HU)
+    lung = np.zeros_like(HU, bool)
+    lung[:, 8:-8, 26:-8] = True
+    # The lung mask has its own axes: the scan's and the mask's meet in patient coordinates only.
+    data, affine = lung.transpose(2, 1, 0)[::-1], TO_RAS.copy()
+    affine[:3, 3] += affine[:3, 0] * (data.shape[0] - 1)
+    affine[:3, 0] *= -1
+    nibabel.save(nibabel.Nifti1Image(data.astype(np.uint8), affine), tmp_path / "lung.nii.gz")
+    (scan,) = open_scans([str(tmp_path / "s")])
+    mask = LungMask.load(str(tmp_path / "lung.nii.gz"))
+    summary = predict_scan(BrightSpots(), scan, lung=mask).summary
+    assert summary.lung_share == pytest.approx((LESIONS & lung).sum() / lung.sum())
+    assert summary.lesion_ml == pytest.approx(LESIONS.sum() * np.prod(SPACING) / 1000)
+    far = LungMask(mask.voxels, mask.to_voxel + np.array([0, 0, 0, 1e4]))
+    with pytest.raises(ScanError, match="elsewhere"):
+        predict_scan(BrightSpots(), scan, lung=far)
+
+
+def test_progress_batches_and_pixels_kept_or_not(tmp_path):
+    Series().write(tmp_path / "s", HU)
+    (scan,) = open_scans([str(tmp_path / "s")])
+    model, seen, drawn = BrightSpots(4), [], []
+    result = predict_scan(
+        model,
+        scan,
+        progress=lambda done, total: seen.append((done, total)),
+        keep_images=False,
+        shown=lambda index, image, prediction: drawn.append((index, image.shape)),
+    )
+    assert model.batches == [4, 2]
+    assert seen == [(0, 6), (4, 6), (6, 6)]
+    assert drawn == [(k, (40, 48)) for k in range(6)]
+    assert all(slice_.image is None for slice_ in result.slices)
+
+
+def test_json_of_scans(tmp_path):
+    paths = Series().write(tmp_path / "s", HU)
+    paths[2].write_bytes(paths[2].read_bytes()[:-500])
+    scans = open_scans([str(tmp_path / "s"), str(tmp_path / "none")])
+    result = predict_scan(BrightSpots(), scans[0])
+    content = json.loads(json.dumps(to_json([result], scans[1:])))
+    assert [entry["file"] for entry in content["slices"][:6]] == [str(p) for p in paths.values()]
+    assert content["slices"][2].keys() == {"file", "scan", "position", "error"}
+    assert content["slices"][6] == {"file": str(tmp_path / "none"), "error": "no such file"}
+    (scan,) = content["scans"]
+    assert (scan["slices"], scan["unread"]) == (6, 1)
+    assert scan["summary"]["telling"][0] == str(paths[5])
+    assert scan["summary"]["predicted_class_name"] == "covid"

@@ -1,0 +1,371 @@
+"""The server: what is taken, in which order, what it leaves, and what it refuses."""
+
+import io
+import json
+import pathlib
+import re
+import time
+import zipfile
+
+import pytest
+
+pytest.importorskip("starlette", reason="the extra ssm-jax[serve] is not installed")
+pytest.importorskip("python_multipart", reason="the extra ssm-jax[serve] is not installed")
+
+from starlette.testclient import TestClient
+
+from ssm_jax.serve import app as serving
+from tests.helpers.report_tools import HOSTILE
+from tests.helpers.serve_tools import Fake, zipped
+from tests.report.test_evaluation import Page
+
+
+class Server:
+    """A client of an application with a fake model."""
+
+    def __init__(self, **limits):
+        self.fake = Fake()
+        self.app = serving.make_app(self.fake.model(), serving.Limits(**limits))
+
+    def __enter__(self):
+        self.client = TestClient(self.app, base_url="http://127.0.0.1:8000")
+        self.client.__enter__()
+        self.root = self.app.state.root
+        return self
+
+    def __exit__(self, *_):
+        self.fake.gate.set()
+        self.client.__exit__(None, None, None)
+
+    def send(self, *files, **options):
+        """Uploads (name, content) pairs."""
+        parts = [("file", (name, content)) for name, content in files]
+        return self.client.post("/scans", files=parts, **options)
+
+    def status(self, sent):
+        return self.client.get(f"/scans/{sent.json()['id']}").json()
+
+    def finished(self, sent):
+        """The status of an upload when it is over."""
+        self.fake.gate.set()
+        for _ in range(1000):
+            status = self.status(sent)
+            if status["state"] in ("done", "failed"):
+                return status
+            time.sleep(0.01)
+        raise AssertionError(f"not over: {status}")
+
+    def stored(self):
+        """All files that the server holds."""
+        return [path for path in self.root.rglob("*") if path.is_file()]
+
+
+@pytest.fixture
+def server():
+    with Server(upload_bytes=10_000, files=3, waiting=2, keep=2) as server:
+        yield server
+
+
+def test_from_upload_to_report(server, tmp_path):
+    content = zipped(tmp_path / "a.zip").read_bytes()
+    sent = server.send(("Patient 12.ZIP", content))
+    assert sent.status_code == 202
+    status = server.finished(sent)
+    assert status["state"] == "done"
+    assert status["label"] == "Patient 12.ZIP"
+    assert (status["scan"], status["scans"], status["done"], status["total"]) == (2, 2, 6, 6)
+    assert status["files"] == ["masks-nifti.zip", "predictions.json", "report.html"]
+    ((path, files),) = server.fake.opened
+    assert files == {"upload-00000.zip": content}
+    base = f"/scans/{status['id']}/"
+    report = server.client.get(base + "report.html")
+    assert report.headers["content-type"].startswith("text/html")
+    assert "content-disposition" not in report.headers
+    page = Page(report.text)
+    assert "Patient 12.ZIP: one.dcm" in page.text
+    assert str(path.parent) not in report.text
+    assert "upload-0" not in report.text
+    links = [a["href"] for a in page.all("a")]
+    assert {"masks-nifti.zip", "predictions.json"} < set(links)
+    predictions = server.client.get(base + "predictions.json")
+    names = [entry["name"] for entry in predictions.json()]
+    assert names == ["Patient 12.ZIP: one.dcm", "Patient 12.ZIP: two.dcm"]
+    assert "attachment" in predictions.headers["content-disposition"]
+    masks = zipfile.ZipFile(io.BytesIO(server.client.get(base + "masks-nifti.zip").content))
+    assert masks.namelist() == ["scan_1/mask.nifti", "scan_2/mask.nifti"]
+    assert masks.read("scan_2/mask.nifti") == b"nifti of 6 slices"
+    assert server.fake.threads == {"predict"}
+
+
+def test_uploads_are_deleted_afterwards(server):
+    sent = server.send(("a.png", b"pixels"))
+    server.fake.wait()
+    assert [p.name for p in server.stored()] == ["upload-00000.png"]
+    assert server.stored()[0].parent.stat().st_mode & 0o077 == 0  # nobody else may look
+    assert server.finished(sent)["state"] == "done"
+    assert not [p for p in server.stored() if "upload" in str(p.relative_to(server.root))]
+    failed = server.send(("b.png", b"bad pixels"))
+    assert server.finished(failed)["state"] == "failed"
+    assert not [p for p in server.stored() if "upload" in str(p.relative_to(server.root))]
+    assert server.client.delete(f"/scans/{sent.json()['id']}").status_code == 204
+    assert server.stored() == []
+    assert server.client.get(f"/scans/{sent.json()['id']}").status_code == 404
+
+
+def test_nothing_is_left_when_the_server_ends():
+    with Server() as server:
+        server.finished(server.send(("a.png", b"pixels")))
+        server.send(("b.png", b"pixels"))
+        root = server.root
+        assert root.is_dir()
+    assert not root.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "stored", "shown"),
+    [
+        ("../../../etc/cron.d/evil.png", "upload-00000.png", "evil.png"),
+        ("..\\..\\windows\\evil.ZIP", "upload-00000.zip", "evil.ZIP"),
+        ("/tmp/evil.nii.gz", "upload-00000.nii.gz", "evil.nii.gz"),
+        ("a.zip/../../b.nii", "upload-00000.nii", "b.nii"),
+        ("IM0001", "upload-00000.dcm", "IM0001"),
+        ("1.2.840.113", "upload-00000.dcm", "1.2.840.113"),
+        ("new\nline\u202e.jpg", "upload-00000.jpg", "newline.jpg"),
+        (".png", "upload-00000.png", ".png"),
+        ("x" * 1000 + ".png", "upload-00000.png", "x" * 116 + ".png"),
+        (HOSTILE, "upload-00000.png", HOSTILE.rpartition("/")[2]),
+    ],
+)
+def test_names_of_clients_are_never_paths(server, name, stored, shown):
+    outside = sorted(server.root.parent.iterdir())
+    quoted = json.dumps(name)[1:-1] if "\n" in name else name.replace('"', "%22")
+    body = (
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="'
+        + (quoted if "\n" not in name else name.replace("\n", "\t")).replace("\\", "\\\\").encode()
+        + b'"\r\n\r\npixels\r\n--b--\r\n'
+    )
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    sent = server.client.post("/scans", content=body, headers=headers)
+    assert sent.status_code == 202, sent.text
+    server.fake.wait()
+    (file,) = server.stored()
+    assert file.name == stored
+    assert file.relative_to(server.root).parts[0] == sent.json()["id"]
+    status = server.finished(sent)
+    assert status["state"] == "done"
+    assert status["label"].replace("%22", '"') == shown
+    assert sorted(server.root.parent.iterdir()) == outside
+
+
+@pytest.mark.parametrize("name", ["a.exe", "a.png.sh", "a.html", "a.tar.gz", "a."])
+def test_other_kinds_are_refused(server, name):
+    answer = server.send((name, b"pixels"))
+    assert answer.status_code == 415
+    assert name in answer.json()["error"]
+    assert ".nii.gz" in answer.json()["error"]
+    assert server.stored() == []
+
+
+def test_large_uploads_are_refused(server):
+    for size in (10_001, 20_000):  # by the sum of the files, by what the request says
+        answer = server.send(("a.png", b"x" * size))
+        assert answer.status_code == 413
+        assert "bytes at most" in answer.json()["error"]
+        assert server.stored() == []
+    assert server.send(("a.png", b"x" * 6000), ("b.png", b"x" * 6000)).status_code == 413
+    assert server.send(("a.png", b"x" * 10_000)).status_code == 202
+
+
+def test_large_uploads_that_do_not_say_so_are_refused(server):
+    taken = []
+
+    def body():
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+        for _ in range(1000):
+            taken.append(1)
+            yield b"x" * 1000
+
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    answer = server.client.post("/scans", content=body(), headers=headers)
+    assert answer.status_code == 413
+    assert server.stored() == []
+    lying = {**headers, "content-length": "a lot"}
+    assert server.client.post("/scans", content=b"", headers=lying).status_code == 413
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "status"),
+    [
+        (b"", "multipart/form-data; boundary=b", 400),
+        (b"--b--\r\n", "multipart/form-data; boundary=b", 400),
+        (b"{}", "application/json", 400),
+        (
+            b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n1\r\n--b--\r\n',
+            "multipart/form-data; boundary=b",
+            400,
+        ),
+        (b"rubbish", "multipart/form-data", 400),
+    ],
+)
+def test_forms_without_a_file_are_refused(server, content, kind, status):
+    answer = server.client.post("/scans", content=content, headers={"content-type": kind})
+    assert answer.status_code == status
+    assert answer.json()["error"]
+    assert server.stored() == []
+
+
+def test_too_many_files_are_refused(server):
+    files = [(f"{k}.dcm", b"x") for k in range(4)]
+    assert server.send(*files).status_code == 400
+    assert server.stored() == []
+    sent = server.send(*files[:3])
+    assert server.finished(sent)["label"] == "0.dcm and 2 more"
+    ((path, found),) = server.fake.opened
+    assert path.name == "uploads"
+    assert list(found) == [f"upload-{k:05d}.dcm" for k in range(3)]
+    report = server.client.get(f"/scans/{sent.json()['id']}/report.html").text
+    assert str(path) not in report
+    assert "0.dcm and 2 more" in report
+
+
+def test_positions_in_the_line(server):
+    first = server.send(("1.png", b"x"))
+    server.fake.wait()  # it runs
+    second, third = (server.send((f"{k}.png", b"x")) for k in (2, 3))
+    sent = (first, second, third)
+    assert [server.status(s)["state"] for s in sent] == ["running", "waiting", "waiting"]
+    assert [server.status(s)["position"] for s in sent] == [0, 1, 2]
+    full = server.send(("4.png", b"x"))
+    assert full.status_code == 503
+    assert "2 uploads are waiting" in full.json()["error"]
+    assert len(server.stored()) == 3
+    # Who leaves the line lets the others move up.
+    assert server.client.delete(f"/scans/{second.json()['id']}").status_code == 204
+    assert server.status(third)["position"] == 1
+    assert len(server.stored()) == 2
+    assert server.finished(third)["state"] == "done"
+    assert server.status(first)["state"] == "done"
+    assert len(server.fake.opened) == 2
+
+
+def test_a_running_job_can_be_stopped(server):
+    sent = server.send(("1.png", b"x"))
+    server.fake.wait()
+    assert server.client.delete(f"/scans/{sent.json()['id']}").status_code == 204
+    server.fake.gate.set()
+    server.finished(server.send(("2.png", b"x")))
+    assert server.client.get(f"/scans/{sent.json()['id']}").status_code == 404
+    assert not (server.root / sent.json()["id"]).exists()
+
+
+def test_the_oldest_results_are_forgotten(server):
+    sent = []
+    for k in range(4):
+        sent.append(server.send((f"{k}.png", b"x")))
+        server.finished(sent[-1])
+    codes = [server.client.get(f"/scans/{s.json()['id']}").status_code for s in sent[:3]]
+    assert codes[0] == 404
+    assert codes[2] == 200
+    for _ in range(500):  # the last removal follows the end of the last job
+        if len(list(server.root.iterdir())) == 2:
+            break
+        time.sleep(0.01)
+    assert {p.name for p in server.root.iterdir()} == {s.json()["id"] for s in sent[2:]}
+
+
+def test_errors_name_the_users_file(server, caplog):
+    status = server.finished(server.send(("mine.nii", b"bad")))
+    assert status["state"] == "failed"
+    assert status["error"] == "mine.nii: not a scan; export it again (mine.nii)"
+    status = server.finished(server.send(("mine.nii", b"bug")))
+    assert "log of the server" in status["error"]
+    assert "surprise" in caplog.text
+    # It goes on.
+    assert server.finished(server.send(("mine.nii", b"ok")))["state"] == "done"
+
+
+def test_masks_that_cannot_be_written_are_a_warning(server):
+    server.fake.kind = "dicom"
+    status = server.finished(server.send(("a.dcm", b"x")))
+    assert status["files"] == ["masks-nifti.zip", "predictions.json", "report.html"]
+    report = server.client.get(f"/scans/{status['id']}/report.html").text
+    assert "pip install ssm-jax[medical]" in Page(report).text
+
+
+def test_only_files_on_offer_are_given(server):
+    sent = server.send(("a.png", b"x"))
+    base = f"/scans/{sent.json()['id']}/"
+    early = server.client.get(base + "report.html", follow_redirects=False)
+    assert early.status_code == 303
+    assert early.headers["location"] == f"/#{sent.json()['id']}"
+    server.finished(sent)
+    for name in (
+        "..%2f..%2fetc%2fpasswd",
+        "../../app.py",
+        "uploads",
+        "mask.nifti",
+        "%00",
+        "outputs",
+    ):
+        assert server.client.get(base + name).status_code == 404, name
+    for path in ("/scans/unknown", "/static/x", "/scans/unknown/report.html"):
+        assert server.client.get(path).status_code == 404, path
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "192.168.0.9", ""]
+)
+def test_other_host_names_are_refused(server, host):
+    answer = server.client.get("/", headers={"host": host})
+    assert answer.status_code == 400
+    assert "localhost only" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:80", "127.0.0.1", "[::1]:8000", "[::1]"])
+def test_names_of_this_machine_are_answered(server, host):
+    assert server.client.get("/", headers={"host": host}).status_code == 200
+
+
+def test_uploads_from_other_pages_are_refused(server):
+    other = server.send(("a.png", b"x"), headers={"origin": "http://evil.example"})
+    assert other.status_code == 403
+    assert server.send(("a.png", b"x"), headers={"origin": "null"}).status_code == 403
+    assert server.stored() == []
+    own = server.send(("a.png", b"x"), headers={"origin": "http://127.0.0.1:8000"})
+    assert own.status_code == 202
+
+
+def test_a_server_for_the_network_answers_to_any_name():
+    fake = Fake()
+    with TestClient(
+        serving.make_app(fake.model(), host="0.0.0.0"), base_url="http://box"
+    ) as client:
+        assert client.get("/").status_code == 200
+    assert not serving.is_loopback("0.0.0.0")
+    assert not serving.is_loopback("192.168.1.2")
+    assert all(serving.is_loopback(host) for host in ("127.0.0.1", "::1", "[::1]", "localhost"))
+
+
+def test_the_page_of_uploads(server):
+    answer = server.client.get("/")
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.headers["x-frame-options"] == "DENY"
+    page = Page(answer.text)
+    assert "not a medical device" in page.text
+    assert "made up" in page.text
+    assert "at most 9.766 KiB" in page.text
+    (policy,) = [m["content"] for m in page.all("meta") if "http-equiv" in m]
+    assert "default-src 'none'" in policy
+    assert "connect-src 'self'" in policy
+    assert not re.search(r"https?://", answer.text)
+    (field,) = page.all("input")
+    assert ".nii.gz" in field["accept"].split(",")
+    for _, attributes in page.tags:
+        assert attributes.get("src", "data:").startswith("data:")
+
+
+def test_uploads_go_to_a_private_folder(server):
+    sent = server.send(("a.png", b"x"))
+    server.fake.wait()
+    assert pathlib.Path(server.root).stat().st_mode & 0o077 == 0
+    server.finished(sent)
