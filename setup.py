@@ -63,6 +63,7 @@ setup(
             *SERVE,
             "httpx>=0.27,<1",  # starlette's test client
             "hypothesis>=6.100,<7",
+            "import-linter>=2.5,<3",
             "matplotlib>=3.9,<4",
             "playwright>=1.50,<2",  # drives a Chromium that is installed; without one tests skip
             "pytest>=8.3,<10",

@@ -141,6 +141,7 @@ def threshold_for(predictor: Predictor, image: np.ndarray, count: int) -> float:
 
 
 def path_case(name: str, predictor: Predictor, size: int, count: int | None) -> Case:
+    """The whole path on `size` slices of `count` detections each; None: the class alone."""
     config, variables = predictor.model_config, predictor.variables
     # One slice many times: each then has as many detections as that one.
     images = [models.slices(1)[0][..., 0]] * size

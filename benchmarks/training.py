@@ -110,6 +110,7 @@ def pipeline_case() -> Case:
 
 
 def bound(function, *args):
+    """A call with its arguments, to be made later."""
     return lambda: function(*args)
 
 

@@ -210,7 +210,8 @@ def make_pairs(pairs: Sequence[tuple[Curve, Curve]], first: int, last: int) -> s
 
     Args:
       pairs: ours and the reference's, which share start, slices and their order.
-      first, last: iterations of the window.
+      first: first iteration of the window.
+      last: last iteration of the window.
 
     Returns:
       A table for each of the two stretches, with the mean of the differences and its standard error
@@ -265,7 +266,8 @@ def plot(
     """Writes the picture: a panel for each loss, ours over the reference's.
 
     Args:
-      ours, reference: the curves.
+      ours: curves of this implementation.
+      reference: curves of the reference.
       path: a file name whose ending matplotlib knows.
       window: first and last iteration of the shaded stretch.
       width: iterations that a point averages.

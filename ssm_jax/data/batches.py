@@ -180,7 +180,8 @@ def iterate_slices(
     Args:
       source: a split of Datasets, or any sequence.
       limit: examples at most, spread evenly over the split; 0: all.
-      threads: decoding threads. ahead: examples decoded before they are asked for.
+      threads: decoding threads.
+      ahead: examples decoded before they are asked for.
     """
     indices = spread(len(source), limit)
     with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:

@@ -30,8 +30,10 @@ def folder_config(
 
     Args:
       root: folder with one subfolder a split.
-      train_split, test_split: names of these subfolders.
-      images_folder, masks_folder: subfolders of a split that hold slices and masks, if any.
+      train_split: name of the subfolder to train on.
+      test_split: name of the subfolder to evaluate on.
+      images_folder: subfolder of a split that holds its slices, if not the split itself.
+      masks_folder: subfolder of a split that holds its masks, if any.
 
     Raises:
       DataError: a folder is missing or empty.

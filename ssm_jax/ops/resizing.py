@@ -15,8 +15,10 @@ def resized_shape(height: int, width: int, image_size: int, max_size: int) -> tu
     sides (694, say) come out one pixel less than `image_size`.
 
     Args:
-      height, width: pixels of the slice, both positive.
-      image_size, max_size: pixels.
+      height: of the slice, pixels, positive.
+      width: of the slice, pixels, positive.
+      image_size: wanted length of the short side, pixels.
+      max_size: bound of the long side, pixels.
     """
     scale = min(image_size / min(height, width), max_size / max(height, width))
     return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
@@ -27,7 +29,8 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Args:
       image: float32 [H, W, C].
-      height, width: pixels of the result.
+      height: of the result, pixels.
+      width: of the result, pixels.
 
     Returns:
       float32 [height, width, C]; equals torch's interpolate(mode="bilinear", align_corners=False).
@@ -53,7 +56,8 @@ def resize_nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 
     Args:
       mask: [H, W], any dtype.
-      height, width: pixels of the result.
+      height: of the result, pixels.
+      width: of the result, pixels.
 
     Returns:
       [height, width], same dtype; equals torch's interpolate(mode="nearest").
