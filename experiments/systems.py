@@ -16,6 +16,7 @@ from typing import Any
 
 from ssm_jax.cli import common
 from ssm_jax.config import VARIANTS
+from ssm_jax.files import write_json
 
 RECORD_FILE = "reproduce.json"
 BEGIN, END = "<!-- table of all systems: begin -->", "<!-- table of all systems: end -->"
@@ -241,9 +242,7 @@ def run_system(plan: Plan, system: System, runner: Callable[[Sequence[str]], int
         seconds = record.get("seconds", 0.0) + time.monotonic() - started
         machine = f"{os.cpu_count()} cores ({platform.machine()})"
         note = {"command": command, "status": status, "seconds": seconds, "machine": machine}
-        temporary = folder / f"{RECORD_FILE}.tmp"
-        temporary.write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / RECORD_FILE)
+        write_json(folder / RECORD_FILE, note)
     if status != 0:
         raise ReproduceError(f"exit status {status}: {shlex.join(command)}")
     if not plan.metrics(system):

@@ -17,6 +17,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
+from ssm_jax import files
 from ssm_jax.cli import common
 
 LAYOUTS = ("state_dict", "checkpoint")
@@ -80,10 +81,8 @@ def differences(told, model_config) -> list[str]:
 
 def write_npz(path: pathlib.Path, state_dict: dict[str, np.ndarray]) -> None:
     """Writes arrays by name, never a part of them."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "wb") as file:
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **state_dict)
-    temporary.replace(path)
 
 
 def write_torch(path: pathlib.Path, state_dict: dict[str, np.ndarray], model_config, step) -> None:

@@ -214,9 +214,9 @@ def main(argv: list[str]) -> None:
         common.use_compilation_cache()
         import jax
 
+        from ssm_jax.files import write_json, write_text_atomically
         from ssm_jax.scans.open import open_scans
         from ssm_jax.scans.output import to_json
-        from ssm_jax.training.metrics import write_json
 
         predictor, facts = model_flags.load_predictor(
             masks="none" not in _MASKS.value,
@@ -236,7 +236,7 @@ def main(argv: list[str]) -> None:
             from ssm_jax.report.scan import scan_report
 
             page = scan_report(results, facts, predictor.score_threshold)
-            (output / _REPORT.value).write_text(page, encoding="utf-8")
+            write_text_atomically(output / _REPORT.value, page)
     tell(results, content["slices"], output)
 
 

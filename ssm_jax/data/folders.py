@@ -7,17 +7,22 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import IO
 
 import numpy as np
 from tqdm import tqdm
 
+from ssm_jax import files
 from ssm_jax.data import images
 from ssm_jax.data.errors import DataError, Problems
 from ssm_jax.data.objects import area_fields
+
+logger = logging.getLogger(__name__)
 
 CLASS_NAMES = ("normal", "pneumonia", "covid")
 MASK_VALUES = 3  # the largest: 0 background, 1 lung, 2 ground glass, 3 consolidation
@@ -178,6 +183,31 @@ def _unreadable(error: Exception, name: str) -> tuple[str, str]:
     if isinstance(error, OSError) or reason.startswith("is no readable"):
         return "not readable as an image (replace or remove it)", name
     return f"the file {reason}", name
+
+
+def locked(folder: pathlib.Path, option: str) -> IO[str]:
+    """Holds `folder` (made if need be) for this process, until a `with` block of the result ends.
+
+    Waits while another process holds it.
+
+    Args:
+      folder: where the lock file lies.
+      option: what the user sets to choose another folder, for the message.
+
+    Raises:
+      DataError: the folder can not be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return files.lock(
+            folder / "lock",
+            lambda: logger.info("another process is preparing %s; waiting for it", folder),
+        )
+    except OSError as error:
+        raise DataError(
+            f"can not write prepared data to {folder} ({error}); set {option} to a folder that can "
+            "be written"
+        ) from error
 
 
 def progress(iterable: Iterable, total: int, text: str) -> Iterator:

@@ -1,5 +1,5 @@
 """Evaluation: per-image AP, COCO AP and classification metrics. NumPy and pycocotools only."""
 
-from ssm_jax.evaluation.evaluator import Evaluator, json_ready
+from ssm_jax.evaluation.evaluator import Evaluator
 
-__all__ = ["Evaluator", "json_ready"]
+__all__ = ["Evaluator"]

@@ -213,13 +213,6 @@ def run(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: st
     return evaluator
 
 
-def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Writes a truth dict or a results list as JSON; makes the folder."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-
-
 def load_results(path: str | os.PathLike, kind: str) -> list[dict[str, Any]]:
     """Reads a COCO results file.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -169,8 +168,8 @@ class Evaluator:
         "coco_segm_<figure>" and "coco_bbox_<figure>" for the twelve `coco.FIGURES`, "seg_slices",
         "objects", "detections". Classification (left out without classification slices): what
         `classification.classification_metrics` gives, "cls_slices", and "ece" where the class
-        probabilities are known. Figures that nothing defines are NaN (`json_ready` makes them
-        null).
+        probabilities are known. Figures that nothing defines are NaN (`files.json_ready`
+        makes them null).
         """
         metrics: dict[str, Any] = {}
         if self.per_image:
@@ -190,20 +189,3 @@ class Evaluator:
             if reliability is not None:
                 metrics["ece"] = reliability.ece
         return metrics
-
-
-def json_ready(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy that JSON can hold: NaN and infinite numbers become None; NumPy becomes plain."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, np.ndarray | np.generic):
-            value = value.tolist()
-        if isinstance(value, Mapping):
-            return {key: convert(entry) for key, entry in value.items()}
-        if isinstance(value, list | tuple):
-            return [convert(entry) for entry in value]
-        if isinstance(value, float) and not math.isfinite(value):
-            return None
-        return value
-
-    return convert(metrics)

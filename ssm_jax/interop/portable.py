@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 from jax import export
 
 import ssm_jax
-from ssm_jax import classes
+from ssm_jax import classes, files
 from ssm_jax.config import ModelConfig
 from ssm_jax.models.inference import make_predict_fn
 from ssm_jax.predictor import check_thresholds
@@ -157,15 +156,12 @@ def write(
             for name, aval in jax.tree.unflatten(program.out_tree, program.out_avals).items()
         },
     }
-    path = pathlib.Path(path)
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
-            file.writestr(METADATA, json.dumps(facts, indent=2) + "\n")
-            file.writestr(PROGRAM, bytes(program.serialize()))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        files.replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+    ):
+        file.writestr(METADATA, json.dumps(facts, indent=2) + "\n")
+        file.writestr(PROGRAM, bytes(program.serialize()))
     return facts
 
 

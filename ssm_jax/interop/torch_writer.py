@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import pickle
 import struct
 import zipfile
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ssm_jax import files
 from ssm_jax.interop.torch_file import STORAGES
 from ssm_jax.interop.torch_pickle import Dict
 
@@ -35,17 +35,17 @@ def write(path: str | os.PathLike, value: Any) -> None:
     Raises:
       TypeError: holds something else, or arrays of a dtype that has no tensors.
     """
-    path = pathlib.Path(path)
     pickler = _Pickler()
     pickler.add(value)
-    temporary = path.with_name(path.name + ".tmp")
-    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        files.replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
+    ):
         _add(archive, "data.pkl", pickle.PROTO + b"\x02" + bytes(pickler.code) + pickle.STOP)
         _add(archive, "byteorder", b"little")
         for key, array in enumerate(pickler.arrays):
             _add(archive, f"data/{key}", array.astype(array.dtype.newbyteorder("<")).tobytes())
         _add(archive, "version", b"3\n")
-    temporary.replace(path)
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

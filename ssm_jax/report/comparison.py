@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from ssm_jax.files import write_text_atomically
 from ssm_jax.report import compare as side_by_side
 from ssm_jax.report.evaluate import (
     FORMAT,
@@ -18,7 +19,6 @@ from ssm_jax.report.evaluate import (
     Options,
     evaluate_checkpoint,
 )
-from ssm_jax.training.metrics import write_text_atomically
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from ssm_jax.classes import lesion_names, short_names
 from ssm_jax.config import ModelConfig, default_config
 from ssm_jax.data import DataError, open_datasets
 from ssm_jax.evaluation import coco, patients
-from ssm_jax.evaluation.evaluator import Evaluator, json_ready
+from ssm_jax.evaluation.evaluator import Evaluator
 from ssm_jax.evaluation.intervals import intervals
 from ssm_jax.evaluation.predicted_slices import (
     Loading,
@@ -25,11 +25,11 @@ from ssm_jax.evaluation.predicted_slices import (
     plain,
     segmentation_slices,
 )
+from ssm_jax.files import json_ready, write_json, write_text_atomically
 from ssm_jax.predictor import Predictor
 from ssm_jax.report import facts, selection
 from ssm_jax.report.evaluation import report
 from ssm_jax.report.slices import SliceReport
-from ssm_jax.training.metrics import write_json, write_text_atomically
 
 FORMAT, VERSION = "ssm_jax evaluation", 1
 METRICS_FILE = "metrics.json"
@@ -278,7 +278,7 @@ def _write(
     }
     for name, content in coco_files.items():
         if evaluator.per_image:
-            coco.write_json(output / name, content())
+            write_json(output / name, content(), indent=None)
         else:
             (output / name).unlink(missing_ok=True)
     if evaluator.labels:

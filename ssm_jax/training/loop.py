@@ -28,7 +28,7 @@ from ssm_jax import sharding
 from ssm_jax.checkpoints import RunCheckpoints, saved_steps
 from ssm_jax.config import ModelConfig, validate
 from ssm_jax.data import Datasets, TrainBatches, make_train_iterator, open_datasets
-from ssm_jax.evaluation import json_ready
+from ssm_jax.files import json_ready, write_json
 from ssm_jax.training import initialize
 from ssm_jax.training import workdir as workdir_lib
 from ssm_jax.training.evaluate import Stopped, evaluate, reestimated_batch_stats, summary
@@ -38,7 +38,6 @@ from ssm_jax.training.metrics import (
     MetricsWindow,
     MetricsWriter,
     SilentWriter,
-    write_json,
 )
 from ssm_jax.training.progress import Progress
 from ssm_jax.training.state import TrainState, create_state

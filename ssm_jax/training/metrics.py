@@ -11,7 +11,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from ssm_jax.evaluation import json_ready
+from ssm_jax.files import json_ready, write_text_atomically
 
 METRICS_LINES = "metrics.jsonl"
 METRICS_FILE = "metrics.json"
@@ -106,19 +106,6 @@ def read_lines(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     """All lines of `<workdir>/metrics.jsonl`, oldest first."""
     text = (pathlib.Path(workdir) / METRICS_LINES).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
-
-
-def write_json(path: str | os.PathLike, value: Any) -> None:
-    """Writes a JSON file (NaN as null) that is never seen half-written."""
-    ready = json_ready({"": value})[""]
-    write_text_atomically(pathlib.Path(path), json.dumps(ready, indent=2, allow_nan=False) + "\n")
-
-
-def write_text_atomically(path: pathlib.Path, text: str) -> None:
-    """Replaces a text file at once; its old content stays if writing fails."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 class MetricsWindow:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import IO, Any
 
-from ssm_jax.training.metrics import write_json
+from ssm_jax import files
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
@@ -24,19 +22,16 @@ class WorkdirError(ValueError):
     """A working directory that this run cannot use."""
 
 
-@contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
-    """Holds the folder for this process; the lock ends with the process, however that ends.
+def locked(workdir: pathlib.Path) -> IO[str]:
+    """Holds the folder for this process, until a `with` block of the result ends.
 
     Raises:
       WorkdirError: another process holds it.
     """
-    with (workdir / LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise WorkdirError(f"another process is training in {workdir}") from error
-        yield
+    try:
+        return files.lock(workdir / LOCK_FILE)
+    except BlockingIOError as error:
+        raise WorkdirError(f"another process is training in {workdir}") from error
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -107,4 +102,4 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
 
 def store_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     """Writes the configuration that later starts are compared with."""
-    write_json(workdir / CONFIG_FILE, config)
+    files.write_json(workdir / CONFIG_FILE, config)

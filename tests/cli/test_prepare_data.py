@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from ssm_jax.data import DataError, open_datasets
-from ssm_jax.data.locks import locked
+from ssm_jax.data.folders import locked
 from ssm_jax.data.published import findings, inspection, standard_tree
 from tests.helpers import programs
 from tests.helpers import publisher_trees as trees

@@ -11,6 +11,7 @@ from pycocotools import cocoeval
 from pycocotools.coco import COCO
 
 from ssm_jax.evaluation import coco
+from ssm_jax.files import write_json
 from ssm_jax.ops import rle
 from tests.helpers.fake_predictions import blob, box_of
 
@@ -52,8 +53,8 @@ def test_equals_pycocotools_on_the_written_files(tmp_path, seed, kind):
     before = copy.deepcopy((recorder.truth, recorder.detections))
     figures = recorder.evaluate(kind)
     assert (recorder.truth, recorder.detections) == before
-    coco.write_json(tmp_path / "truth.json", recorder.truth)
-    coco.write_json(tmp_path / "deep" / "results.json", recorder.results(kind))
+    write_json(tmp_path / "truth.json", recorder.truth)
+    write_json(tmp_path / "deep" / "results.json", recorder.results(kind))
     truth = COCO(str(tmp_path / "truth.json"))
     results = truth.loadRes(str(tmp_path / "deep" / "results.json"))
     direct = cocoeval.COCOeval(truth, results, kind)

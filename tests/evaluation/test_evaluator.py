@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from ssm_jax.evaluation import Evaluator, classification, json_ready
+from ssm_jax.evaluation import Evaluator, classification
+from ssm_jax.files import json_ready
 from ssm_jax.ops import rle
 from tests.helpers.fake_predictions import blob, box_of, label_map, prediction
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ssm_jax.evaluation import Evaluator, json_ready
+from ssm_jax.evaluation import Evaluator
+from ssm_jax.files import json_ready
 from ssm_jax.predictor import RoIRows, softmax
 from ssm_jax.report import evaluate
 from ssm_jax.report.slices import SliceReport

@@ -11,8 +11,6 @@ from ssm_jax.training.metrics import (
     MetricsWindow,
     MetricsWriter,
     read_lines,
-    write_json,
-    write_text_atomically,
 )
 from ssm_jax.training.progress import Progress, Smoothed
 
@@ -62,14 +60,6 @@ def test_resuming_drops_what_followed_the_checkpoint(tmp_path, resumed, evaluate
     assert lines == [*left, (7, "train")]
 
 
-def test_a_file_stays_as_it_was_where_writing_fails(tmp_path):
-    path = tmp_path / "notes.txt"
-    write_text_atomically(path, "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text_atomically(path, "no text: \ud800")
-    assert path.read_text() == "old"
-
-
 def test_window_means_leave_nan_out_and_survive_a_checkpoint():
     window, resumed = MetricsWindow(), MetricsWindow()
     window.add({"seg": 0.1, "cls": 1.0})
@@ -83,15 +73,6 @@ def test_window_means_leave_nan_out_and_survive_a_checkpoint():
     assert window.means() == {}
     window.add({"seg": math.nan})
     assert math.isnan(window.means()["seg"])
-
-
-def test_write_json_replaces_the_file_only_when_it_can(tmp_path):
-    path = tmp_path / "metrics.json"
-    write_json(path, [{"ap": math.nan}])
-    assert json.loads(path.read_text()) == [{"ap": None}]
-    with pytest.raises(TypeError):
-        write_json(path, {"ap": object()})
-    assert json.loads(path.read_text()) == [{"ap": None}]
 
 
 def test_smoothed_is_an_exact_mean_of_constants_and_ignores_nan():

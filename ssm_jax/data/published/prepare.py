@@ -6,18 +6,17 @@ import collections
 import dataclasses
 import json
 import logging
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ssm_jax.data.errors import DataError
-from ssm_jax.data.folders import CLASS_NAMES, MASK_VALUES, channels_of
-from ssm_jax.data.locks import locked
+from ssm_jax.data.folders import CLASS_NAMES, MASK_VALUES, channels_of, locked
 from ssm_jax.data.published import cncb_seg, covid_classes, ictcf, listing, standard_tree
 from ssm_jax.data.published.findings import Findings
 from ssm_jax.data.published.inspection import Facts, Inspector
 from ssm_jax.data.published.listing import SPLITS, Slice
+from ssm_jax.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ def prepare(options: Options) -> Result:
         }
         if written:
             standard_tree.write(tree, state, wanted, key, options.link)
-        _write_json(report_file, report)
+        write_json(report_file, report)
         if written:
             record.unlink()
     return Result(tree, report, report_file, False)
@@ -269,10 +268,3 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def _write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
