@@ -19,6 +19,7 @@ import platform
 from absl import app, flags
 
 from ssm_jax.cli import common
+from ssm_jax.report.tables import escaped, markdown_table
 
 SUITES = ("inference", "training", "scaling", "processes")
 BEGIN, END = "<!-- table of benchmarks: begin -->", "<!-- table of benchmarks: end -->"
@@ -75,30 +76,29 @@ def markdown(results: dict) -> str:
     ]
     for suite, rows in results["suites"].items():
         if suite == "processes":
-            lines += ["", "| command | seconds | peak memory (MB) |", "| --- | ---: | ---: |"]
-            lines += [f"| {r['name']} | {r['seconds']:.1f} | {r['peak_mb']:.0f} |" for r in rows]
+            head = ["command", "seconds", "peak memory (MB)"]
+            cells = [[r["name"], f"{r['seconds']:.1f}", f"{r['peak_mb']:.0f}"] for r in rows]
+            lines += ["", *markdown_table(head, cells)]
             continue
-        lines += [
-            "",
-            f"| {suite} | ms | ± | units | units a slice | GFLOP/s | of a matrix product |"
-            " compile (s) |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        ]
+        head = [suite, "ms", "±", "units", "units a slice", "GFLOP/s", "of a matrix product"]
+        table = []
         for row in rows:
-            name = row["name"].replace("*", "\\*")
+            name = escaped(row["name"])
             name += f" ({row['note']})" if row["note"] else ""
             share = row["of_gemm"]
-            cells = [
-                name,
-                f"{row['ms']:.1f}",
-                f"{row['spread_ms']:.1f}",
-                f"{row['units']:.2f}",
-                f"{row['per_image']:.2f}",
-                _cell(row["gflop_per_s"], ".0f"),
-                "–" if share is None else f"{share:.0%}",
-                _cell(row["compile_s"], ".1f"),
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
+            table.append(
+                [
+                    name,
+                    f"{row['ms']:.1f}",
+                    f"{row['spread_ms']:.1f}",
+                    f"{row['units']:.2f}",
+                    f"{row['per_image']:.2f}",
+                    _cell(row["gflop_per_s"], ".0f"),
+                    "–" if share is None else f"{share:.0%}",
+                    _cell(row["compile_s"], ".1f"),
+                ]
+            )
+        lines += ["", *markdown_table([*head, "compile (s)"], table)]
     return "\n".join(lines) + "\n"
 
 

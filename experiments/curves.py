@@ -33,6 +33,8 @@ from collections.abc import Sequence
 import numpy as np
 from absl import app, flags
 
+from ssm_jax.report.tables import markdown_table
+
 _OURS = flags.DEFINE_list("ours", None, "Our metrics.jsonl files, one a seed.")
 _REFERENCE = flags.DEFINE_list("reference", None, "The reference's CSV files, one a seed.")
 _PAIRED_OURS = flags.DEFINE_list("paired_ours", [], "Our runs that the reference repeated.")
@@ -157,20 +159,14 @@ def make_table(
     means = {c.name: window_means(c, first, last) for c in [*reference, *ours]}
     recorded = {key: [means[c.name][key] for c in reference] for key in LOSSES}
     bounds = {key: widened(values) for key, values in recorded.items()}
-    lines = [
-        f"Means over iterations {first}–{last} (L_SEG: those that were not skipped).",
-        "",
-        f"| run | {' | '.join(f'mean {label}' for label in LOSSES.values())} | inside |",
-        "| --- | --- | --- | --- |",
-    ]
-    lines += [f"| {c.name} | {_cells(means[c.name])} | |" for c in reference]
+    rows = [[c.name, *_cells(means[c.name]), ""] for c in reference]
     ranges = {
         "reference: range": {key: (min(values), max(values)) for key, values in recorded.items()},
         "range widened by a quarter of its width": bounds,
     }
     for name, pairs in ranges.items():
-        cells = " | ".join(f"{low:.4f} to {high:.4f}" for low, high in pairs.values())
-        lines.append(f"| **{name}** | {cells} | |")
+        cells = [f"{low:.4f} to {high:.4f}" for low, high in pairs.values()]
+        rows.append([f"**{name}**", *cells, ""])
     all_inside = True
     for curve in ours:
         outside = [
@@ -180,8 +176,10 @@ def make_table(
         ]
         all_inside &= not outside
         verdict = f"**no**: {', '.join(outside)}" if outside else "yes"
-        lines.append(f"| {curve.name} | {_cells(means[curve.name])} | {verdict} |")
-    return "\n".join(lines) + "\n", all_inside
+        rows.append([curve.name, *_cells(means[curve.name]), verdict])
+    title = f"Means over iterations {first}–{last} (L_SEG: those that were not skipped)."
+    head = ["run", *(f"mean {label}" for label in LOSSES.values()), "inside"]
+    return "\n".join([title, "", *markdown_table(head, rows), ""]), all_inside
 
 
 def make_spread(curves: Sequence[Curve], first: int, last: int) -> str:
@@ -190,19 +188,19 @@ def make_spread(curves: Sequence[Curve], first: int, last: int) -> str:
     Windows have the length of first..last, and the first starts at iteration `first`. Curves that
     hold no second window say nothing; without any other the text is empty.
     """
-    width, lines = last - first + 1, []
+    width, rows = last - first + 1, []
     for curve in curves:
         starts = range(first, int(curve.iteration[-1]) + 2 - width, width)
         if len(starts) < 2:
             continue
         for start in starts:
             means = window_means(curve, start, start + width - 1)
-            lines.append(f"| {curve.name} | {start}–{start + width - 1} | {_cells(means)} |")
-    if not lines:
+            rows.append([curve.name, f"{start}–{start + width - 1}", *_cells(means)])
+    if not rows:
         return ""
     title = "How far the means of one run wander:"
-    header = f"| run | iterations | {' | '.join(f'mean {label}' for label in LOSSES.values())} |"
-    return "\n".join([title, "", header, "| --- | --- | --- | --- |", *lines]) + "\n"
+    head = ["run", "iterations", *(f"mean {label}" for label in LOSSES.values())]
+    return "\n".join([title, "", *markdown_table(head, rows), ""])
 
 
 def make_pairs(pairs: Sequence[tuple[Curve, Curve]], first: int, last: int) -> str:
@@ -223,23 +221,23 @@ def make_pairs(pairs: Sequence[tuple[Curve, Curve]], first: int, last: int) -> s
     lines = ["Pairs of runs from the same weights, on the same slices in the same order:"]
     for start in sorted({first, 0}, reverse=True):
         means = [[window_means(c, start, last) for c in pair] for pair in pairs]
-        rows = np.array([[m[key] for key in LOSSES for m in pair] for pair in means])  # [N, 4]
-        lines += ["", f"| iterations {start}–{last} | {' | '.join(names)} |", "| --- " * 5 + "|"]
-        for (ours, _), row in zip(pairs, rows, strict=True):
-            lines.append(f"| {ours.name} | {' | '.join(f'{value:.4f}' for value in row)} |")
+        found = np.array([[m[key] for key in LOSSES for m in pair] for pair in means])  # [N, 4]
+        rows = [
+            [ours.name, *(f"{value:.4f}" for value in row)]
+            for (ours, _), row in zip(pairs, found, strict=True)
+        ]
         if len(pairs) > 1:
-            differences = rows[:, ::2] - rows[:, 1::2]  # [N, 2]
+            differences = found[:, ::2] - found[:, 1::2]  # [N, 2]
             errors = differences.std(axis=0, ddof=1) / np.sqrt(len(pairs))
-            cells = [
-                f"{mean:+.4f} ± {error:.4f} | |"
-                for mean, error in zip(differences.mean(axis=0), errors, strict=True)
-            ]
-            lines.append(f"| **ours − reference ± standard error** | {' '.join(cells)}")
+            rows.append(["**ours − reference ± standard error**"])
+            for mean, error in zip(differences.mean(axis=0), errors, strict=True):
+                rows[-1] += [f"{mean:+.4f} ± {error:.4f}", ""]
+        lines += ["", *markdown_table([f"iterations {start}–{last}", *names], rows)]
     return "\n".join(lines) + "\n"
 
 
-def _cells(means: dict[str, float]) -> str:
-    return " | ".join(f"{means[key]:.4f}" for key in LOSSES)
+def _cells(means: dict[str, float]) -> list[str]:
+    return [f"{means[key]:.4f}" for key in LOSSES]
 
 
 def smooth(values: np.ndarray, width: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any
 from ssm_jax.cli import common
 from ssm_jax.config import VARIANTS
 from ssm_jax.files import write_json
+from ssm_jax.report.tables import markdown_table
 
 RECORD_FILE = "reproduce.json"
 BEGIN, END = "<!-- table of all systems: begin -->", "<!-- table of all systems: end -->"
@@ -289,8 +290,7 @@ def make_table(plan: Plan, systems: Sequence[System]) -> str:
         raise ReproduceError(f"{plan.workdir} holds no finished run of this seed and budget")
     columns = ["Model", "Parameters", "Trained by L_SEG / L_CLS", *FIGURES, "Minutes"]
     rows = [_row(plan, system) for system in systems]
-    lines = [f"| {' | '.join(columns)} |", "|" + " --- |" + " ---: |" * (len(columns) - 1)]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines = markdown_table(columns, rows)
     config = plan.config(finished[0])
     phantom, train = config.data.phantom, config.train
     machines = sorted({plan.record(system)["machine"] for system in finished})

@@ -10,6 +10,7 @@ from ssm_jax.report import paper
 from ssm_jax.report.evaluation import paper_entry
 from ssm_jax.report.html import Html, element, join, table
 from ssm_jax.report.page import Section, number, page
+from ssm_jax.report.tables import escaped, markdown_table
 
 _SPLITS = {
     "training": "Training",
@@ -62,17 +63,13 @@ def markdown(evaluations: Sequence[Evaluation]) -> str:
     """The tables in Markdown."""
     parts = ["# Models side by side", "", f"Paper: {paper.results()['source']}."]
     for item in tables(evaluations):
-        head = [_cell(name) for name in item.head]
-        rule = ["---", *["---:"] * (len(head) - 1)]
-        parts += ["", f"## {item.title}", ""]
-        parts += [_line(head), _line(rule)]
-        for of_paper, cells in item.rows:
-            shown = [_cell(text) for text in cells]
-            parts.append(
-                _line([f"*{text}*" if text else "" for text in shown] if of_paper else shown)
-            )
-        parts += ["", item.note]
-    parts += ["", *(f"- {_cell(line)}" for line in _sources(evaluations)), ""]
+        rows = [
+            [f"*{escaped(text)}*" if of_paper and text else escaped(text) for text in cells]
+            for of_paper, cells in item.rows
+        ]
+        head = [escaped(name) for name in item.head]
+        parts += ["", f"## {item.title}", "", *markdown_table(head, rows), "", item.note]
+    parts += ["", *(f"- {escaped(line)}" for line in _sources(evaluations)), ""]
     return "\n".join(parts)
 
 
@@ -254,14 +251,3 @@ def _split_interval(text: str) -> Html:
     if not bracket:
         return join(text)
     return join(value, element("small", rest.rstrip("]").replace(", ", " – ")))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _cell(text: str) -> str:
-    """Text that Markdown takes as it is, in a table or outside."""
-    for character in "\\`*_{}[]<>|#":
-        text = text.replace(character, f"\\{character}")
-    return " ".join(text.split())

@@ -96,7 +96,7 @@ def test_pairs():
     assert "| p | 2.5000 | 2.0000 | 2.0000 | 2.5000 |" in table  # all four
     assert "| q | 3.5000 | 3.5000 | 3.0000 | 2.0000 |" in table
     # Differences 0.5 and 0, -0.5 and 1: half their distance is the standard error of their mean.
-    assert table.count("| +0.2500 ± 0.2500 | | +0.2500 ± 0.7500 | |") == 2
+    assert table.count("| +0.2500 ± 0.2500 |  | +0.2500 ± 0.7500 |  |") == 2
     assert "±" not in curves.make_pairs(pairs[:1], 2, 3)
     assert curves.make_pairs(pairs, 0, 3).count("iterations 0–3") == 1
 
@@ -105,10 +105,10 @@ def test_pairs():
 def test_program(tmp_path):
     pytest.importorskip("matplotlib")
     csvs = [str(REFERENCE / f"curve_r18_3_seed{k}.csv") for k in range(3)]
-    curves = [curves.read_reference(path, "") for path in csvs]
+    recorded = [curves.read_reference(path, "") for path in csvs]
     ours = [
         write_ours(tmp_path / f"{k}.jsonl", curve.seg[:300], curve.cls[:300])
-        for k, curve in enumerate(curves)
+        for k, curve in enumerate(recorded)
     ]
     command = [sys.executable, curves.__file__, f"--reference={','.join(csvs)}"]
     command += [f"--output={tmp_path}/out/curves.png", f"--table={tmp_path}/table.md"]
@@ -118,7 +118,7 @@ def test_program(tmp_path):
     table = (tmp_path / "table.md").read_text()
     assert table in run.stdout
     assert table.count("| yes |") == 3
-    mean = np.nanmean(curves[0].seg[200:300])
+    mean = np.nanmean(recorded[0].seg[200:300])
     assert table.count(f"run 0 | {mean:.4f} |") == 2
 
 
