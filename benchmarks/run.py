@@ -8,7 +8,7 @@ Examples:
 
     python -m benchmarks.run
     python -m benchmarks.run --suite=inference --json=inference.json
-    python -m benchmarks.run --json=benchmarks/results/cpu.json --readme=README.md
+    python -m benchmarks.run --json=benchmarks/results/cpu.json --page=docs/performance.md
 """
 
 import json
@@ -29,8 +29,8 @@ _SUITE = flags.DEFINE_multi_enum(
 )
 _REPEATS = flags.DEFINE_integer("repeats", 7, "Timed runs of each row.", lower_bound=2)
 _JSON = flags.DEFINE_string("json", None, "File that takes all figures.")
-_README = flags.DEFINE_string(
-    "readme", None, f"Markdown file that takes the tables, between the lines {BEGIN} and {END}."
+_PAGE = flags.DEFINE_string(
+    "page", None, f"Markdown file that takes the tables, between the lines {BEGIN} and {END}."
 )
 
 
@@ -109,10 +109,10 @@ def _cell(value: float | None, form: str) -> str:
 def main(argv: list[str]) -> None:
     """The program."""
     common.start(argv)
-    readme = pathlib.Path(_README.value) if _README.value else None
+    page = pathlib.Path(_PAGE.value) if _PAGE.value else None
     with common.one_line_errors(ValueError, OSError, KeyboardInterrupt):
-        if readme:  # before minutes of work, not after
-            common.with_marked(readme.read_text(encoding="utf-8"), BEGIN, END, "")
+        if page:  # before minutes of work, not after
+            common.with_marked(page.read_text(encoding="utf-8"), BEGIN, END, "")
         suites = {suite: run_suite(suite, _REPEATS.value) for suite in _SUITE.value}
         results = {"machine": machine(), "repeats": _REPEATS.value, "suites": suites}
         table = markdown(results)
@@ -121,9 +121,9 @@ def main(argv: list[str]) -> None:
             path = pathlib.Path(_JSON.value)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        if readme:
-            text = readme.read_text(encoding="utf-8")
-            readme.write_text(common.with_marked(text, BEGIN, END, table), encoding="utf-8")
+        if page:
+            text = page.read_text(encoding="utf-8")
+            page.write_text(common.with_marked(text, BEGIN, END, table), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ in rounding.
     --reference=curve_r18_3_seed0.csv,curve_r18_3_seed1.csv,curve_r18_3_seed2.csv \
     --paired_ours=runs/seed0/metrics.jsonl,runs/seed1/metrics.jsonl \
     --paired_reference=from_seed0.csv,from_seed1.csv \
-    --output=docs/curves_r18_3.png --table=docs/curves_r18_3.md
+    --output=docs/curves.png --table=docs/curves.md
 
 Ours: JSON lines with "step", "loss_seg" (null where the segmentation step was skipped) and
 "loss_cls", one a step (`--config.log.every_steps=1`); other lines are passed over. The reference:

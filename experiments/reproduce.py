@@ -3,7 +3,7 @@
 All 12 systems and the segmentation pretraining that eight of them start from are trained by their
 own configurations, under one budget that is far below the paper's: the table shows that everything
 runs and what it costs, not how good the systems are. It replaces what stands between two lines of
-the file --table, the README by default. Ended at any point and started again, the program goes on
+the file --table. Ended at any point and started again, the program goes on
 where it was: finished systems are not run again.
 
 Examples:
@@ -23,7 +23,7 @@ from ssm_jax.cli import common
 _WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "Folder with one run a system.")
 _TABLE = flags.DEFINE_string(
     "table",
-    "README.md",
+    "docs/results.md",
     f"File with the lines {systems.BEGIN} and {systems.END}; a missing file is made.",
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of every run.", lower_bound=0)

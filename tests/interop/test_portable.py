@@ -1,4 +1,4 @@
-"""The exported model: run by the README's script where this package cannot be imported."""
+"""The exported model: run by the script of the documentation where this package cannot be imported."""
 
 import json
 import os
@@ -74,7 +74,9 @@ def test_readme_script_gives_the_bits_of_predict(model, exported, tmp_path, coun
         Image.fromarray(image).save(file)
     (script,) = (
         code
-        for code in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        for code in re.findall(
+            r"```python\n(.*?)```", (ROOT / "docs" / "predict.md").read_text(), re.DOTALL
+        )
         if "export.deserialize" in code
     )
     (tmp_path / "script.py").write_text(script)

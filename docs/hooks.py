@@ -1,0 +1,54 @@
+"""Makes the config reference from `ssm_jax/config.py` while the site is built."""
+
+import html
+import inspect
+import re
+
+from ssm_jax import config
+
+MARK = "<!-- config reference -->"
+FIELD = re.compile(r"^    (?P<name>[a-z]\w*)(?:: [^=]+)? = (?P<value>.*?)(?:  # (?P<comment>.*))?$")
+
+
+def comments(lines):
+    """Comments at the end of assignments such as `name: int = 3  # of what`, by name."""
+    found = {}
+    for line in lines:
+        match = FIELD.match(line.replace("    config.", "    ", 1))
+        if match and match["comment"]:
+            found[match["name"]] = match["comment"]
+    return found
+
+
+def reference():
+    """One Markdown table a section: field, default, meaning."""
+    model = comments(inspect.getsource(config.ModelConfig).splitlines())
+    source = inspect.getsource(config.default_config)
+    others = {}
+    for name, comment in re.findall(r"^    (\w+\.\w+) = .*?  # (.*)$", source, re.MULTILINE):
+        section, field = name.split(".")
+        section = {"evaluation": "eval", "phantom": "data.phantom"}.get(section, section)
+        others[f"{section}.{field}".removeprefix("config.")] = comment
+    others |= {f"model.{name}": comment for name, comment in model.items()}
+    return tables(config.default_config().to_dict(), others)
+
+
+def tables(values, meanings, prefix=""):
+    """Markdown of a section and, after it, of the sections in it."""
+    lines, below = [], []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            below += ["", f"## {prefix}{name}", "", *tables(value, meanings, f"{prefix}{name}.")]
+        else:
+            meaning = html.escape(meanings.get(prefix + name, "")).replace("|", "\\|")
+            lines.append(f"| `{prefix}{name}` | `{value!r}` | {meaning} |")
+    if lines:
+        lines = ["| field | default | meaning |", "| --- | --- | --- |", *lines]
+    return [*lines, *below]
+
+
+def on_page_markdown(markdown, **_):
+    """mkdocs calls this for each page."""
+    if MARK not in markdown:
+        return markdown
+    return markdown.replace(MARK, "\n".join(reference()))
