@@ -70,7 +70,13 @@ setup(
             "pytest-xdist>=3.6,<4",
             "ruff>=0.15,<0.18",
         ],
-        "docs": ["matplotlib>=3.9,<4"],
+        "docs": [
+            "matplotlib>=3.9,<4",
+            "mkdocs>=1.6,<2",
+            "mkdocs-jupyter>=0.25,<0.27",
+            "mkdocs-material>=9.5,<10",
+            "mkdocstrings[python]>=0.29,<2",
+        ],
     },
     classifiers=[
         "License :: OSI Approved :: Apache Software License",

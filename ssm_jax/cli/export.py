@@ -4,7 +4,7 @@ The file is a zip of program.bin (a jax.export artifact with the weights inside,
 TPU) and metadata.json (the model's configuration, classes and thresholds, and what inputs and
 outputs mean). The program takes images [b, S, S], any number of slices at a time, where S is the
 model's image size, and returns class_logits, boxes, scores, labels, valid and mask_probabilities.
-The page "Predict" of the documentation has a script that runs it; that needs jax, flatbuffers and pillow.
+The page "Predict" of the documentation has a script that runs it with jax, flatbuffers and pillow.
 
 Examples:
 

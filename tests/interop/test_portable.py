@@ -1,4 +1,4 @@
-"""The exported model: run by the script of the documentation where this package cannot be imported."""
+"""The exported model, run by the documented script where this package cannot be imported."""
 
 import json
 import os
