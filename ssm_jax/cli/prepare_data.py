@@ -39,9 +39,10 @@ import sys
 
 from absl import flags
 
+from ssm_jax.classes import SHORT_NAMES
 from ssm_jax.cli import common
-from ssm_jax.data.folders import CLASS_NAMES
-from ssm_jax.data.published import covid_classes, findings, prepare, standard_tree
+from ssm_jax.data import findings
+from ssm_jax.data.published import covid_classes, prepare, standard_tree
 
 __doc__ += findings.describe_kinds()  # the usage message of --help
 
@@ -56,7 +57,7 @@ _LISTS = {
     for split in ("train", "val", "test")
 }
 _CLASS_ORDER = flags.DEFINE_list(
-    "class_order", list(CLASS_NAMES), "What classes 0, 1, 2 of COVIDx-CT lines are."
+    "class_order", list(SHORT_NAMES), "What classes 0, 1, 2 of COVIDx-CT lines are."
 )
 _PATIENTS = flags.DEFINE_bool(
     "allow_patient_overlap", False, "Prepare even if patients are in more than one split."

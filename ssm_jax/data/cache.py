@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
+from ssm_jax.data.builders import FIELDS, SPLITS, IndexedBuilder
 from ssm_jax.data.folders import locked
-from ssm_jax.data.indexed import FIELDS, SPLITS, IndexedBuilder
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,9 @@ from PIL import Image
 
 from ssm_jax.classes import FILE_CLASSES, LESION_CLASSES, LONG_NAMES
 from ssm_jax.data import images
+from ssm_jax.data.builders import SPLITS, CtClasses, CtLesionSeg, IndexedBuilder
 from ssm_jax.data.cache import prepared
-from ssm_jax.data.classes import CtClasses
 from ssm_jax.data.errors import DataError, name_files
-from ssm_jax.data.indexed import SPLITS, IndexedBuilder
-from ssm_jax.data.lesion_seg import CtLesionSeg
 from ssm_jax.data.objects import AREA_FIELDS, lesion_objects
 from ssm_jax.data.phantom.builder import CtPhantom
 from ssm_jax.data.phantom.slices import MIN_SIZE

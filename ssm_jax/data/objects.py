@@ -7,14 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from ssm_jax.classes import LESION_CLASSES
+from ssm_jax.classes import CONSOLIDATION, GROUND_GLASS, LESION_CLASSES, LESION_VALUES
 
-LESION_VALUES = (2, 3)  # mask values: 0 background, 1 lung, 2 ground glass, 3 consolidation
 # Fields of a prepared slice that hold the areas of the components of these mask values.
 AREA_FIELDS = {
     LESION_VALUES: "areas",
-    (2,): "ground_glass_areas",
-    (3,): "consolidation_areas",
+    (GROUND_GLASS,): "ground_glass_areas",
+    (CONSOLIDATION,): "consolidation_areas",
 }
 _EIGHT_NEIGHBORS = np.ones((3, 3), bool)
 

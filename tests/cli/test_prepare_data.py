@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssm_jax.data import DataError, open_datasets
+from ssm_jax.data import DataError, findings, inspection, open_datasets
 from ssm_jax.data.folders import locked
-from ssm_jax.data.published import findings, inspection, standard_tree
+from ssm_jax.data.published import standard_tree
 from tests.helpers import programs
 from tests.helpers import publisher_trees as trees
 from tests.helpers.data_tools import noise, save, small_config
@@ -150,8 +150,9 @@ def test_data_dir_inside_the_source(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from experiments import prepare_data
-from ssm_jax.data import inspection, standard_tree
+from ssm_jax.cli import prepare_data
+from ssm_jax.data import inspection
+from ssm_jax.data.published import standard_tree
 
 where, calls = sys.argv.pop(1), 0
 module, name = (inspection, "slice_facts") if where == "check" else (standard_tree, "_put")
@@ -201,17 +202,22 @@ def test_a_record_that_was_cut_off(tmp_path):
     paths = [tmp_path / f"{k}.png" for k in range(3)]
     for k, path in enumerate(paths):
         save(path, noise(k, 8, 8 + k))
-    facts = inspection.Inspector(record, 1, 1).slices(paths, "first")
-    assert [one["width"] for one in facts] == [8, 9, 10]
+    slices = [inspection.Slice("train", path.name, path.name, path) for path in paths]
+
+    def widths():
+        return [
+            found.picture["width"] for found in inspection.Inspector(1, 1, record).inspect(slices)
+        ]
+
+    assert widths() == [8, 9, 10]
     whole = record.read_bytes()
     record.write_bytes(whole[:-20])
-    inspector = inspection.Inspector(record, 1, 1)
     save(paths[0], noise(9, 8, 30))
-    assert [one["width"] for one in inspector.slices(paths, "again")] == [30, 9, 10]
+    assert widths() == [30, 9, 10]
     assert all(json.loads(line) for line in record.read_text().splitlines())
-    assert inspection.Inspector(record, 3, 1)._known == {}, "of other channels"
-    record.write_text(json.dumps({"version": 1, "channels": 3}) + "\nspoiled\n")
-    assert inspection.Inspector(record, 3, 1)._known == {}
+    assert inspection.Inspector(3, 1, record)._known == {}, "of other channels"
+    record.write_text(record.read_text() + "spoiled\n")
+    assert inspection.Inspector(3, 1, record)._known == {}
     assert len(record.read_text().splitlines()) == 1
 
 
@@ -247,7 +253,7 @@ BAD_FLAGS = {
     "no test": ({"test_list": None}, "set --test_list to"),
     "no such list": ({"train_list": "nolist.txt"}, "can not read --train_list=.*nolist.txt"),
     "name": ({"name": "../up"}, "--name=../up has to be a plain folder name"),
-    "order": ({"class_order": "a,b,c"}, "--class_order=a,b,c has to name normal, pneumonia"),
+    "order": ({"class_order": "a,b,c"}, "--class_order=a,b,c has to name normal, cp"),
     "layout": ({"dataset": "cncb_seg"}, "no picture lies in a folder image or images or imgs"),
     "data_dir": ({"data_dir": "/dev/null/x"}, "set --data_dir to a folder that can be written"),
 }

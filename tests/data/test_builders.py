@@ -12,10 +12,9 @@ import pytest
 from PIL import Image
 
 from ssm_jax.data import folders, open_datasets
+from ssm_jax.data.builders import CtClasses, CtLesionSeg
 from ssm_jax.data.cache import prepared
-from ssm_jax.data.classes import CtClasses
 from ssm_jax.data.datasets import ClassificationSource, SegmentationSource
-from ssm_jax.data.lesion_seg import CtLesionSeg
 from ssm_jax.data.objects import lesion_objects
 from ssm_jax.data.phantom.builder import CtPhantom
 from ssm_jax.data.phantom.slices import set_slice
@@ -112,8 +111,8 @@ def test_a_changed_folder_is_prepared_again(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from ssm_jax.data.phantom_builder import CtPhantom
-from ssm_jax.data.prepare import prepared
+from ssm_jax.data.cache import prepared
+from ssm_jax.data.phantom.builder import CtPhantom
 
 whole = CtPhantom.examples
 

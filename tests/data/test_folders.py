@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from ssm_jax.data import DataError, open_datasets
+from ssm_jax.data.builders import CtClasses, CtLesionSeg
 from ssm_jax.data.cache import prepared
-from ssm_jax.data.classes import CtClasses
-from ssm_jax.data.lesion_seg import CtLesionSeg
 from tests.helpers.data_tools import cls_folder, lesion_mask, noise, save, seg_folder, small_config
 
 
@@ -28,27 +27,33 @@ def truncate(path):
 SEG_DEFECTS = {
     "unreadable": (lambda f: truncate(f / "train/imgs/a_1.png"), "not readable.*replace.*a_1.png"),
     "no image": (lambda f: (f / "train/imgs/a_0.png").write_text("x"), "not readable.*a_0.png"),
-    "no mask": (lambda f: (f / "train/masks/a_2.png").unlink(), "no mask.*a_2.png"),
-    "bad mask": (lambda f: truncate(f / "test/masks/b_0.png"), "not readable.*masks/b_0.png"),
+    "no mask": (
+        lambda f: (f / "train/masks/a_2.png").unlink(),
+        "without a mask.*add the mask.*train/a_2.png",
+    ),
+    "bad mask": (
+        lambda f: truncate(f / "test/masks/b_0.png"),
+        r"mask not readable.*test/b_0.png \(no readable image\)",
+    ),
     "size": (
         lambda f: save(f / "train/masks/a_0.png", lesion_mask(64, 32)),
-        r"another size.*masks/a_0.png \(32x64 for 64x64\)",
+        r"another size.*train/a_0.png \(32x64 for 64x64\)",
     ),
     "values": (
         lambda f: save(f / "test/masks/b_1.png", lesion_mask(64, 64, value=7)),
-        r"outside 0 to 3.*masks/b_1.png \(7\)",
+        r"outside 0 background.*test/b_1.png \(7\)",
     ),
     "channels": (
         lambda f: save(f / "train/masks/a_1.png", noise(0, 64, 64, 3)),
-        "mode RGB.*masks/a_1.png",
+        r"mask not readable.*train/a_1.png \(has mode RGB; a mask is",
     ),
     "deep": (
         lambda f: save(f / "train/imgs/a_1.png", np.full((64, 64), 900, np.uint16)),
-        "more than 8 bits.*a_1.png",
+        r"train/a_1.png \(has more than 8 bits a pixel; apply a CT window",
     ),
     "color": (
         lambda f: save(f / "train/imgs/a_1.png", noise(0, 64, 64, 3)),
-        "colored where the set is grey.*a_1.png",
+        r"train/a_1.png \(is colored where the set is grey; save all",
     ),
     "empty": (
         lambda f: [p.unlink() for p in (f / "test/imgs").iterdir()],
@@ -75,9 +80,12 @@ CLS_DEFECTS = {
     ),
     "prefix": (
         lambda f: save(f / "test/3_p_1_1.png", noise(0, 64, 64)),
-        "class at the start.*3_p_1_1.png",
+        r"class other than 0 \(normal\).*test/3_p_1_1.png",
     ),
-    "name": (lambda f: save(f / "train/covid.png", noise(0, 64, 64)), "not the form.*covid.png"),
+    "name": (
+        lambda f: save(f / "train/covid.png", noise(0, 64, 64)),
+        "not the form.*rename it.*train/covid.png",
+    ),
     "parts": (lambda f: save(f / "train/2_7_1.png", noise(0, 64, 64)), "not the form.*2_7_1.png"),
     "empty": (lambda f: [p.unlink() for p in (f / "train").iterdir()], "train has no PNG or JPEG"),
     "split": (lambda f: shutil.rmtree(f / "train"), "no folder .*train"),

@@ -1,5 +1,12 @@
 """What the phantom promises: a pure function of its seed, classes that differ by lesions only."""
 
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,9 +15,10 @@ from scipy import ndimage
 
 from ssm_jax.data import images
 from ssm_jax.data.objects import lesion_objects
-from ssm_jax.data.phantom import worker
+from ssm_jax.data.phantom import drawing
 from ssm_jax.data.phantom.anatomy import make_anatomy
 from ssm_jax.data.phantom.slices import phantom_slice, set_slice, slice_label
+from tests.helpers.programs import ROOT
 
 SIZE = 128
 COUNT = 40
@@ -122,20 +130,98 @@ def test_sets_share_no_slice_and_have_their_classes():
     assert len(set(pictures)) == 4
 
 
-def test_workers_make_the_same_slices_in_order():
-    made = list(worker.encoded_slices(4, "seg", "test", 1, 6, 48, processes=2))
-    assert len(made) == 5
-    for index, example in enumerate(made, 1):
+def check_drawn(made, count):
+    made = list(made)
+    assert len(made) == count
+    for index, example in enumerate(made):
         image, mask, _ = set_slice(4, "seg", "test", index, 48)
         assert example["file"] == f"test{index:05d}_0.png"
         np.testing.assert_array_equal(images.decode(example["image"])[..., 0], image)
         np.testing.assert_array_equal(images.decode_mask(example["mask"]), mask)
 
 
-def test_a_worker_that_fails_is_reported(capfd):
-    with pytest.raises(RuntimeError, match="status 1"):
-        list(worker.encoded_slices(0, "seg", "train", 0, 3, 8, processes=2))
-    assert "too small" in capfd.readouterr().err
+def test_a_small_set_is_drawn_in_this_process(monkeypatch):
+    monkeypatch.setattr(drawing, "ProcessPoolExecutor", None)
+    check_drawn(drawing.encoded_slices(4, "seg", "test", 48, 5, processes=2), 5)
+
+
+def test_processes_draw_the_same_slices_in_order(monkeypatch):
+    monkeypatch.setattr(drawing, "SMALL_SET", 4)
+    check_drawn(drawing.encoded_slices(4, "seg", "test", 48, 5, processes=2), 5)
+
+
+def test_an_error_of_a_process_is_raised_here(monkeypatch):
+    monkeypatch.setattr(drawing, "SMALL_SET", 0)
+    with pytest.raises(ValueError, match="too small"):
+        list(drawing.encoded_slices(0, "seg", "train", 8, 3, processes=1))
+
+
+SCRIPT = """
+import multiprocessing, os, signal, sys
+from ssm_jax.data.phantom import drawing
+
+how, drawing.SMALL_SET = sys.argv[1], 0
+print("started", os.getpid(), flush=True)
+count = 2 if how == "finish" else 1
+drawn = drawing.encoded_slices(4, "seg", "test", 48, 500, processes=count)
+first = next(drawn)
+workers = [process.pid for process in multiprocessing.active_children()]
+print(*workers, flush=True)
+if how == "finish":
+    print(first["file"], sum(1 for _ in zip(range(9), drawn)))
+    drawn.close()
+elif how == "kill worker":
+    os.kill(workers[0], signal.SIGKILL)
+    list(drawn)
+elif how == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+else:
+    os.kill(os.getpid(), signal.SIGINT)
+    list(drawn)
+"""
+
+
+def started(tmp_path, how, by):
+    """Runs the script; it and the worker processes that it had must be gone afterwards."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    given = ["-c", SCRIPT] if by == "-c" else [tmp_path / "script.py"]
+    done = subprocess.run(
+        [sys.executable, *given, how],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    first, workers, *rest = done.stdout.splitlines()
+    assert first.startswith("started") and workers.split()
+    deadline = time.monotonic() + 20
+    while any(pathlib.Path(f"/proc/{pid}").exists() for pid in workers.split()):
+        assert time.monotonic() < deadline, "a worker goes on without its parent"
+        time.sleep(0.05)
+    return done, rest
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="looks at processes in /proc")
+class TestProcesses:
+    @pytest.mark.parametrize("by", ["file", "-c"])
+    def test_a_program_without_a_main_guard_works(self, tmp_path, by):
+        done, rest = started(tmp_path, "finish", by)
+        assert done.returncode == 0, done.stderr
+        assert rest == ["test00000_0.png 9"]
+
+    def test_a_killed_worker_is_an_error(self, tmp_path):
+        done, _ = started(tmp_path, "kill worker", "file")
+        assert done.returncode == 1
+        assert "RuntimeError: a process that draws phantom slices was ended" in done.stderr
+
+    def test_ctrl_c_ends_all(self, tmp_path):
+        done, _ = started(tmp_path, "interrupt", "file")
+        assert "KeyboardInterrupt" in done.stderr and done.returncode == -signal.SIGINT
+
+    def test_workers_end_with_a_killed_parent(self, tmp_path):
+        done, _ = started(tmp_path, "kill", "file")
+        assert done.returncode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(("label", "size", "match"), [(3, 64, "label 3"), (1, 16, "16 pixels")])

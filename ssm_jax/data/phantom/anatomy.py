@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from ssm_jax.data.phantom import fields as fields
+from ssm_jax.data.phantom import fields
 from ssm_jax.data.phantom.fields import coverage, ellipse, paint, smooth_max, smooth_min
 
 AIR, FAT, TISSUE, BLOOD = -1000.0, -100.0, 45.0, 60.0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import tensorflow_datasets as tfds
 
+from ssm_jax.data.builders import IndexedBuilder
 from ssm_jax.data.folders import progress
-from ssm_jax.data.indexed import IndexedBuilder
+from ssm_jax.data.phantom.drawing import encoded_slices
 from ssm_jax.data.phantom.slices import GENERATOR_VERSION
-from ssm_jax.data.phantom.worker import encoded_slices
 
 PROCESSES = 2
 
@@ -18,7 +19,12 @@ PROCESSES = 2
 class PhantomConfig(tfds.core.BuilderConfig):
     """A phantom set; make it with `CtPhantom.config_of`, which names it after its parameters.
 
-    part: "seg" or "cls". seed: of the whole set. size: pixels of either side. train, test: slices.
+    Attributes:
+      part: "seg" or "cls".
+      seed: of the whole set.
+      size: pixels of either side.
+      train: slices for training.
+      test: slices for the evaluation.
     """
 
     part: str = "seg"
@@ -37,7 +43,7 @@ class CtPhantom(IndexedBuilder):
 
     @staticmethod
     def config_of(part: str, seed: int, size: int, train: int, test: int) -> PhantomConfig:
-        """The builder's config for a set of these parameters."""
+        """The builder's config for a set of these parameters; see `PhantomConfig`."""
         name = f"{part}-v{GENERATOR_VERSION}-{size}px-{train}-{test}-seed{seed}"
         return PhantomConfig(name=name, part=part, seed=seed, size=size, train=train, test=test)
 
@@ -56,16 +62,11 @@ class CtPhantom(IndexedBuilder):
         return {"train": self.builder_config.train, "test": self.builder_config.test}
 
     def examples(self, split, start, stop):
-        """Slices made by several processes."""
-        config = self.builder_config
+        """Slices drawn while they are asked for; the calls go through a split in order."""
+        config, total = self.builder_config, self.split_sizes()[split]
         if start == 0:
-            total = self.split_sizes()[split]
-            self._made = progress(
-                encoded_slices(config.seed, config.part, split, 0, total, config.size, PROCESSES),
-                total,
-                f"making the phantom ({config.part}, {split})",
-            )
-        for _ in range(start, stop):
-            yield next(self._made)
-        if stop == self.split_sizes()[split]:
-            next(self._made, None)  # ends the workers and the progress bar
+            drawn = encoded_slices(config.seed, config.part, split, config.size, total, PROCESSES)
+            self._drawn = progress(drawn, total, f"making the phantom ({config.part}, {split})")
+        yield from itertools.islice(self._drawn, stop - start)
+        if stop == total:
+            next(self._drawn, None)  # ends the processes and the progress bar

@@ -11,10 +11,10 @@ import dataclasses
 
 import numpy as np
 
-from ssm_jax.data.phantom import fields as fields
+from ssm_jax.classes import CONSOLIDATION, COVID, GROUND_GLASS
+from ssm_jax.data.phantom import fields
 from ssm_jax.data.phantom.anatomy import Anatomy
 
-NORMAL, PNEUMONIA, COVID = 0, 1, 2
 SMALLEST = 0.0012  # share of the slice that the largest lesion has at least (315 px at 512)
 
 
@@ -198,8 +198,8 @@ def _render(rng, anatomy, patches):
     dense = core * (1 - bronchi * np.float32(rng.uniform(0, 0.7)))
     added, cover, core, dense = (fields.resize_field(f, size) for f in (added, cover, core, dense))
     lung = anatomy.lung > 0.5
-    labels = (lung & (cover > 0.5)).view(np.uint8) * np.uint8(2)
-    labels[lung & (core > 0.5)] = 3
+    labels = (lung & (cover > 0.5)).view(np.uint8) * np.uint8(GROUND_GLASS)
+    labels[lung & (core > 0.5)] = CONSOLIDATION
     return Lesions(added, dense, labels), largest
 
 

@@ -11,16 +11,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ssm_jax.data.phantom import fields as fields
+from ssm_jax.classes import COVID, CP, NORMAL, NUMBERED_CLASSES
+from ssm_jax.data.phantom import fields
 from ssm_jax.data.phantom.anatomy import BLOOD, make_anatomy
-from ssm_jax.data.phantom.lesions import COVID, NORMAL, PNEUMONIA, make_lesions
+from ssm_jax.data.phantom.lesions import make_lesions
 from ssm_jax.data.phantom.vessels import draw_vessels
 
 GENERATOR_VERSION = 3  # part of the cache key: a change of the pictures needs another number
 WINDOW_CENTER, WINDOW_WIDTH = -600.0, 1500.0
 MIN_SIZE = 32  # pixels; below it nothing of a chest is left
 LESION_FREE_SHARE = 0.07  # of a segmentation set
-PNEUMONIA_SHARE = 0.35
+CP_SHARE = 0.35
 
 _PARTS = {"seg": 1, "cls": 2}
 _SPLITS = {"train": 1, "test": 2}
@@ -45,8 +46,8 @@ def phantom_slice(seed: Sequence[int], label: int, size: int = 512):
     Raises:
       ValueError: a label other than 0, 1, 2, or a size below 32.
     """
-    if label not in (NORMAL, PNEUMONIA, COVID):
-        raise ValueError(f"label {label} is no class; 0 normal, 1 common pneumonia, 2 COVID-19")
+    if label not in (NORMAL, CP, COVID):
+        raise ValueError(f"label {label} is no class; the classes are {NUMBERED_CLASSES}")
     if size < MIN_SIZE:
         raise ValueError(f"a phantom of {size} pixels is too small; the least is {MIN_SIZE}")
     rng = np.random.default_rng([*seed, _ANATOMY])
@@ -92,7 +93,7 @@ def slice_label(seed: int, part: str, split: str, index: int) -> int:
     draw = np.random.default_rng([seed, _PARTS[part], _SPLITS[split], index, 9]).random()
     if draw < LESION_FREE_SHARE:
         return NORMAL
-    return PNEUMONIA if draw < LESION_FREE_SHARE + PNEUMONIA_SHARE else COVID
+    return CP if draw < LESION_FREE_SHARE + CP_SHARE else COVID
 
 
 def set_slice(seed: int, part: str, split: str, index: int, size: int):

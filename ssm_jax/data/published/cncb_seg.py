@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 
 from ssm_jax.data.errors import DataError
+from ssm_jax.data.findings import Findings
+from ssm_jax.data.inspection import Slice
 from ssm_jax.data.published import listing
-from ssm_jax.data.published.findings import Findings
 
 _IMAGES, _MASKS = ("image", "images", "imgs"), ("mask", "masks")
 _NAME = re.compile(r"([^_/]+)_([^_/]+)\.(?:jpe?g|png)", re.IGNORECASE)
@@ -16,7 +17,7 @@ _NAME = re.compile(r"([^_/]+)_([^_/]+)\.(?:jpe?g|png)", re.IGNORECASE)
 
 def read(
     files: listing.SourceFiles, lists: Mapping[str, pathlib.Path], findings: Findings
-) -> list[listing.Slice]:
+) -> list[Slice]:
     """Slices named <scan>_<slice>.jpg in the lists, each with its mask.
 
     The folder may have the pictures as published (image/<scan>/<n>.jpg, mask/<scan>/<n>.png) or
@@ -58,7 +59,7 @@ def read(
             findings.add("unreadable_mask", f"{line.split}/{name} (its mask is no PNG file)")
             continue
         result.append(
-            listing.Slice(
+            Slice(
                 split=line.split,
                 listed=name,
                 name=key + image.suffix.lower(),

@@ -6,10 +6,11 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
+from ssm_jax.classes import SHORT_NAMES, class_number
 from ssm_jax.data.errors import DataError, name_files
-from ssm_jax.data.folders import CLASS_NAMES
+from ssm_jax.data.findings import Findings
+from ssm_jax.data.inspection import Slice
 from ssm_jax.data.published import listing
-from ssm_jax.data.published.findings import Findings
 
 CNCB_FOLDERS = ("Normal", "CP", "NCP")  # CNCB's names of our classes 0, 1, 2
 _FLAT = re.compile(r"(\d+)_([^_]+)_([^_]+)_([^_]+)\.(?:png|jpe?g)", re.IGNORECASE)
@@ -58,17 +59,17 @@ def class_order(names: Sequence[str]) -> tuple[int, ...]:
     COVIDx-CT-1, 2 and 3 number their classes 0 normal, 1 pneumonia, 2 COVID-19: in our order.
 
     Args:
-      names: "normal", "pneumonia" and "covid" in the order of the list's classes.
+      names: "normal", "cp" and "covid" in the order of the list's classes.
 
     Raises:
       DataError: other names, or not all of them.
     """
-    if sorted(names) != sorted(CLASS_NAMES):
+    if sorted(names) != sorted(SHORT_NAMES):
         raise DataError(
-            f"--class_order={','.join(names)} has to name {', '.join(CLASS_NAMES)}, each once, in "
+            f"--class_order={','.join(names)} has to name {', '.join(SHORT_NAMES)}, each once, in "
             "the order of the list's classes 0, 1, 2"
         )
-    return tuple(CLASS_NAMES.index(name) for name in names)
+    return tuple(SHORT_NAMES.index(name) for name in names)
 
 
 def read(
@@ -76,7 +77,7 @@ def read(
     lists: Mapping[str, pathlib.Path],
     findings: Findings,
     order: Sequence[int] = (0, 1, 2),
-) -> list[listing.Slice]:
+) -> list[Slice]:
     """Slices of lists in either form; the forms may be mixed.
 
     COVIDx-CT: `<file> <class> <xmin> <ymin> <xmax> <ymax>` a line; the box (of the body) is not
@@ -93,31 +94,13 @@ def read(
     Raises:
       DataError: lists that can not be read.
     """
-    used, result = set(), []
-    for line in listing.read_lists(lists):
-        read_line = _read_flat if len(line.words) == 1 else _read_covidx
-        parsed = read_line(line, findings, order)
-        if parsed is None:
-            continue
-        label, (patient, scan, picture), names = parsed
-        found = files.find(*names)
-        if not listing.look_up(line, found, findings):
-            continue
-        used.add(found[0])
-        path = files.paths[found[0]]
-        result.append(
-            listing.Slice(
-                split=line.split,
-                listed=line.words[0],
-                name=f"{label}_{patient}_{scan}_{picture}{path.suffix.lower()}",
-                path=path,
-                label=label,
-                patient=patient,
-            )
-        )
-    for relative in sorted(files.paths.keys() - used):
-        findings.add("unlisted", relative)
-    return result
+
+    def understand(line: listing.Line) -> listing.Entry | None:
+        if len(line.words) == 1:
+            return _flat_entry(findings, line)
+        return _covidx_entry(findings, order, line)
+
+    return listing.read_classes(files, lists, findings, understand)
 
 
 def patient_of(stem: str) -> tuple[str, str, str]:
@@ -138,25 +121,27 @@ def _plain(text: str) -> str:
     return re.sub(r"[_\s]+", "-", text).strip("-")
 
 
-def _read_flat(line: listing.Line, findings: Findings, order: Sequence[int]):
-    """(class, (patient, scan, slice), names the file may have) of a flat line, or None."""
-    del order  # flat names are in our classes
+def _flat_entry(findings: Findings, line: listing.Line) -> listing.Entry | None:
+    """<class>_<patient>_<scan>_<slice>.png, in our classes."""
     name = pathlib.PurePosixPath(line.words[0]).name
     match = _FLAT.fullmatch(name)
     if match is None:
         findings.add("bad_line", f"{line} (not <class>_<patient>_<scan>_<slice>.png)")
         return None
-    if match[1] not in ("0", "1", "2"):
+    label, parts = class_number(match[1]), match.groups()[1:]
+    if label is None:
         findings.add("unknown_class", str(line))
         return None
-    label, parts = int(match[1]), (match[2], match[3], match[4])
-    folder = CNCB_FOLDERS[label]
+    folder, rest = CNCB_FOLDERS[label], "_".join(parts)
     raw = f"{folder}/{'/'.join(parts)}"
-    return label, parts, (name, f"{folder}_{'_'.join(parts)}.png", f"{raw}.png", f"{raw}.jpg")
+    names = (name, f"{folder}_{rest}.png", f"{raw}.png", f"{raw}.jpg")
+    return listing.Entry(line.words[0], label, rest, parts[0], names)
 
 
-def _read_covidx(line: listing.Line, findings: Findings, order: Sequence[int]):
-    """The same of a COVIDx-CT line."""
+def _covidx_entry(
+    findings: Findings, order: Sequence[int], line: listing.Line
+) -> listing.Entry | None:
+    """<file> <class> <xmin> <ymin> <xmax> <ymax>, the class in the order of the list."""
     name, listed, *box = line.words
     if len(box) != 4 or not all(re.fullmatch(r"-?\d+", value) for value in (listed, *box)):
         findings.add("bad_line", f"{line} (not <file> <class> <xmin> <ymin> <xmax> <ymax>)")
@@ -168,9 +153,11 @@ def _read_covidx(line: listing.Line, findings: Findings, order: Sequence[int]):
     stem = pathlib.PurePosixPath(name).stem
     told = _told_class(stem)
     if told is not None and told != label:
-        findings.add("class_conflict", f"{line} (the name says {CLASS_NAMES[told]})")
+        findings.add("class_conflict", f"{line} (the name says {SHORT_NAMES[told]})")
         return None
-    return label, patient_of(stem), (name, pathlib.PurePosixPath(name).name)
+    parts = patient_of(stem)
+    names = (name, pathlib.PurePosixPath(name).name)
+    return listing.Entry(name, label, "_".join(parts), parts[0], names)
 
 
 def _told_class(stem: str) -> int | None:

@@ -1,37 +1,20 @@
-"""What readers of publishers' layouts share: slices, split lists, and the files of a folder."""
+"""Shared by the readers of publishers' layouts: slices, split lists, and the files of a folder."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from ssm_jax.data import images
 from ssm_jax.data.errors import DataError, name_files
-from ssm_jax.data.published.findings import Findings
+from ssm_jax.data.findings import Findings
+from ssm_jax.data.inspection import Slice
 
 SPLITS = ("train", "val", "test")
 REQUIRED = ("train", "test")
 MARK = "prepared.json"  # in a folder that `standard_tree` finished
-
-
-@dataclasses.dataclass(frozen=True)
-class Slice:
-    """A listed slice that was found.
-
-    split: "train", "val" or "test". listed: its name in the list. name: its file name in the
-    prepared folder. path: its file. mask: of its mask, None in a classification set. label: class,
-    -1 in a segmentation set. patient: who it shows; None where the publisher does not tell.
-    """
-
-    split: str
-    listed: str
-    name: str
-    path: pathlib.Path
-    mask: pathlib.Path | None = None
-    label: int = -1
-    patient: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +45,8 @@ class SourceFiles:
             raise DataError(f"there is no folder {root}; set --source to the downloaded data")
         self.root = root
         self.paths: dict[str, pathlib.Path] = {}
-        self._by_tail: dict[
-            int, dict[str, list[str]]
-        ] = {}  # number of parts -> last parts -> paths
+        # Number of parts -> last parts -> paths.
+        self._by_tail: dict[int, dict[str, list[str]]] = {}
         for relative in sorted(_walk(root)):
             self.paths[relative] = root / relative
         if not self.paths:
@@ -149,19 +131,72 @@ def look_up(line: Line, found: list[str], findings: Findings, kind: str = "missi
     return len(found) == 1
 
 
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A line of a list of classified slices, understood.
+
+    Attributes:
+      listed: the slice in messages.
+      label: number of its class.
+      rest: its name in the prepared folder, without the class at the start and the suffix.
+      patient: who it shows; None where nobody tells.
+      names: that its file may have, the likeliest first.
+    """
+
+    listed: str
+    label: int
+    rest: str
+    patient: str | None
+    names: tuple[str, ...]
+
+
+def read_classes(
+    files: SourceFiles,
+    lists: Mapping[str, pathlib.Path],
+    findings: Findings,
+    understand: Callable[[Line], Entry | None],
+) -> list[Slice]:
+    """Slices of lists with classes; notes lines without a file, and files without a line.
+
+    Args:
+      files: pictures of the source folder.
+      lists: split -> list.
+      findings: receives what is wrong.
+      understand: the entry of a line; None, after noting why, where it makes no sense.
+
+    Raises:
+      DataError: lists that can not be read.
+    """
+    used, result = set(), []
+    for line in read_lists(lists):
+        entry = understand(line)
+        if entry is None:
+            continue
+        found = files.find(*entry.names)
+        if not look_up(line, found, findings):
+            continue
+        used.add(found[0])
+        path = files.paths[found[0]]
+        name = f"{entry.label}_{entry.rest}{path.suffix.lower()}"
+        item = Slice(line.split, entry.listed, name, path, None, entry.label, entry.patient)
+        result.append(item)
+    for relative in sorted(files.paths.keys() - used):
+        findings.add("unlisted", relative)
+    return result
+
+
 def without_repeats(slices: list[Slice], findings: Findings) -> list[Slice]:
     """Slices with repeated lines left out; notes repeats, contradictions and name collisions."""
     kept: dict[tuple[str, str], Slice] = {}
     labels: dict[pathlib.Path, int] = {}
     for item in slices:
-        where = f"{item.split}/{item.listed}"
         if labels.setdefault(item.path, item.label) != item.label:
-            findings.add("class_conflict", f"{where} (also listed as {labels[item.path]})")
+            findings.add("class_conflict", f"{item.where} (also listed as {labels[item.path]})")
         earlier = kept.setdefault((item.split, pathlib.PurePath(item.name).stem), item)
         if earlier is item:
             continue
         if earlier.path == item.path:
-            findings.add("listed_twice", where)
+            findings.add("listed_twice", item.where)
         elif earlier.label == item.label:
-            findings.add("collision", f"{where} and {earlier.listed} ({item.name})")
+            findings.add("collision", f"{item.where} and {earlier.listed} ({item.name})")
     return list(kept.values())

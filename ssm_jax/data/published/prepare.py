@@ -10,12 +10,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ssm_jax.classes import SHORT_NAMES
 from ssm_jax.data.errors import DataError
-from ssm_jax.data.folders import CLASS_NAMES, MASK_VALUES, channels_of, locked
+from ssm_jax.data.findings import Findings
+from ssm_jax.data.folders import channels_of, locked
+from ssm_jax.data.inspection import Inspected, Inspector, Slice, check_files, size_of
 from ssm_jax.data.published import cncb_seg, covid_classes, ictcf, listing, standard_tree
-from ssm_jax.data.published.findings import Findings
-from ssm_jax.data.published.inspection import Facts, Inspector
-from ssm_jax.data.published.listing import SPLITS, Slice
+from ssm_jax.data.published.listing import SPLITS
 from ssm_jax.files import write_json
 
 logger = logging.getLogger(__name__)
@@ -89,12 +90,11 @@ def prepare(options: Options) -> Result:
             if report.get("fingerprint") == key and not findings.any_error():
                 return Result(tree, report, report_file, True)
         record = state / "checked.jsonl"
-        facts = _inspect(slices, Inspector(record, _channels(slices), options.threads))
-        _check_files(slices, facts, findings)
+        inspected = Inspector(_channels(slices), options.threads, record).inspect(slices)
+        check_files(inspected, findings)
         _check_patients(slices, findings)
-        usable = [k for k, one in enumerate(facts) if not _broken(one)]
-        slices, facts = [slices[k] for k in usable], [facts[k] for k in usable]
-        _check_set(slices, facts, findings, options.min_area)
+        readable = [found for found in inspected if found.readable]
+        _check_set(readable, findings, options.min_area)
         written = not findings.any_error() and not options.check_only
         report = {
             "dataset": options.dataset,
@@ -102,8 +102,8 @@ def prepare(options: Options) -> Result:
             "lists": {split: str(path) for split, path in lists.items()},
             "prepared": str(tree) if written else None,
             "fingerprint": key,
-            "patients_known": any(item.patient is not None for item in slices),
-            "splits": _counts(slices, facts, options.min_area),
+            "patients_known": any(found.item.patient for found in readable),
+            "splits": _counts(readable, options.min_area),
             "errors": findings.as_json(errors=True),
             "warnings": findings.as_json(errors=False),
         }
@@ -143,73 +143,29 @@ def _channels(slices: Sequence[Slice]) -> int:
     return channels_of(item.path for item in sorted(train, key=lambda item: item.name))
 
 
-def _inspect(slices: Sequence[Slice], inspector: Inspector) -> list[dict[str, Facts | None]]:
-    """Facts of every slice: {"slice": facts, "mask": facts or None}."""
-    pictures = inspector.slices([item.path for item in slices], "checking slices")
-    if not slices or slices[0].mask is None:
-        return [{"slice": facts, "mask": None} for facts in pictures]
-    masks = inspector.masks([item.mask for item in slices if item.mask], "checking masks")
-    return [{"slice": a, "mask": b} for a, b in zip(pictures, masks, strict=True)]
-
-
-def _broken(facts: dict[str, Facts | None]) -> bool:
-    return any(one is not None and "error" in one for one in facts.values())
-
-
-def _check_files(
-    slices: Sequence[Slice], facts: Sequence[dict[str, Facts | None]], findings: Findings
-) -> None:
-    """Notes what is wrong with single files."""
-    for item, found in zip(slices, facts, strict=True):
-        where, picture, mask = f"{item.split}/{item.listed}", found["slice"], found["mask"]
-        if "error" in picture:
-            findings.add("unreadable", f"{where} ({picture['error']})")
-        if mask is None:
-            continue
-        if "error" in mask:
-            findings.add("unreadable_mask", f"{where} ({mask['error']})")
-            continue
-        outside = _outside(mask)
-        if outside:
-            shown = ", ".join(map(str, outside[:5])) + ("..." if len(outside) > 5 else "")
-            findings.add("mask_values", f"{where} ({shown})")
-        if "error" not in picture and _size(picture) != _size(mask):
-            findings.add("mask_size", f"{where} ({_size(mask)} for {_size(picture)})")
-
-
-def _outside(mask: Facts) -> list[int]:
-    """The values of a mask that mean nothing."""
-    return [value for value in mask["values"] if not 0 <= value <= MASK_VALUES]
-
-
-def _size(facts: Facts) -> str:
-    return f"{facts['width']}x{facts['height']}"
-
-
-def _check_set(
-    slices: Sequence[Slice],
-    facts: Sequence[dict[str, Facts | None]],
-    findings: Findings,
-    min_area: int,
-) -> None:
+def _check_set(inspected: Sequence[Inspected], findings: Findings, min_area: int) -> None:
     """Notes what readable slices have in common, or have not."""
-    sizes = collections.Counter(_size(found["slice"]) for found in facts)
+    sizes = collections.Counter(size_of(found.picture) for found in inspected)
     common = sizes.most_common(1)[0][0] if sizes else ""
     alike: dict[str, list[Slice]] = {}
-    for item, found in zip(slices, facts, strict=True):
-        where, picture, mask = f"{item.split}/{item.listed}", found["slice"], found["mask"]
-        if _size(picture) != common:
-            findings.add("size_outlier", f"{where} ({_size(picture)}, most are {common})")
+    for found in inspected:
+        where, size = found.item.where, size_of(found.picture)
+        if size != common:
+            findings.add("size_outlier", f"{where} ({size}, most are {common})")
         # Where values are wrong, nobody knows which of them is a lesion.
-        if mask is not None and mask["largest"] <= min_area and not _outside(mask):
+        if found.mask and not found.foreign_values and not _has_lesion(found, min_area):
             findings.add("no_lesion", where)
-        if picture["blank"]:
+        if found.picture["blank"]:
             findings.add("blank", where)
         else:
-            alike.setdefault(picture["hash"], []).append(item)
+            alike.setdefault(found.picture["hash"], []).append(found.item)
     for items in alike.values():
         if len(items) > 1:
             _note_duplicates(items, findings)
+
+
+def _has_lesion(found: Inspected, min_area: int) -> bool:
+    return max(found.mask["areas"], default=0) > min_area
 
 
 def _check_patients(slices: Sequence[Slice], findings: Findings) -> None:
@@ -226,7 +182,7 @@ def _check_patients(slices: Sequence[Slice], findings: Findings) -> None:
 
 def _note_duplicates(items: Sequence[Slice], findings: Findings) -> None:
     """Notes slices with equal pixels, under every kind that holds."""
-    names = " = ".join(f"{item.split}/{item.listed}" for item in items)
+    names = " = ".join(item.where for item in items)
     splits = collections.Counter(item.split for item in items)
     if len(splits) > 1:
         findings.add("split_duplicate", names)
@@ -236,27 +192,24 @@ def _note_duplicates(items: Sequence[Slice], findings: Findings) -> None:
         findings.add("duplicate_class", names)
 
 
-def _counts(
-    slices: Sequence[Slice], facts: Sequence[dict[str, Facts | None]], min_area: int
-) -> dict[str, dict[str, Any]]:
-    """What every split has; of the readable slices."""
+def _counts(inspected: Sequence[Inspected], min_area: int) -> dict[str, dict[str, Any]]:
+    """How many slices, sizes, patients, and classes or lesions every split has."""
     result = {}
     for split in SPLITS:
-        chosen = [k for k, item in enumerate(slices) if item.split == split]
+        chosen = [found for found in inspected if found.item.split == split]
         if not chosen:
             continue
-        pictures, masks = ([facts[k][part] for k in chosen] for part in ("slice", "mask"))
-        sizes = collections.Counter(map(_size, pictures))
+        sizes = collections.Counter(size_of(found.picture) for found in chosen)
         counts: dict[str, Any] = {"slices": len(chosen), "sizes": dict(sizes.most_common())}
-        patients = {slices[k].patient for k in chosen} - {None}
+        patients = {found.item.patient for found in chosen} - {None}
         if patients:
             counts["patients"] = len(patients)
-        if masks[0] is None:
-            labels = collections.Counter(slices[k].label for k in chosen)
-            counts["classes"] = {name: labels[k] for k, name in enumerate(CLASS_NAMES)}
+        if chosen[0].mask is None:
+            labels = collections.Counter(found.item.label for found in chosen)
+            counts["classes"] = {name: labels[k] for k, name in enumerate(SHORT_NAMES)}
         else:
-            values = collections.Counter(value for mask in masks for value in mask["values"])
-            counts["with_lesions"] = sum(mask["largest"] > min_area for mask in masks)
+            values = collections.Counter(v for found in chosen for v in found.mask["values"])
+            counts["with_lesions"] = sum(_has_lesion(found, min_area) for found in chosen)
             counts["mask_values"] = {str(k): values[k] for k in sorted(values)}
         result[split] = counts
     return result

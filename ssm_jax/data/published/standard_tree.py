@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from ssm_jax.data.errors import DataError
 from ssm_jax.data.folders import progress
-from ssm_jax.data.published.listing import MARK, Slice
+from ssm_jax.data.inspection import Slice, file_stamp
+from ssm_jax.data.published.listing import MARK
 
 LINKS = ("auto", "hard", "symbolic", "copy")
 _NO_HARD_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS)
@@ -32,15 +33,6 @@ def tree_files(slices: Sequence[Slice]) -> dict[str, pathlib.Path]:
             stem = pathlib.PurePath(item.name).stem
             files[f"{item.split}/masks/{stem}.png"] = item.mask
     return files
-
-
-def file_stamp(path: pathlib.Path) -> list[int]:
-    """Size and time of a file; zeros where it can not be had, as of a dangling link."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return [0, 0]
-    return [stat.st_size, stat.st_mtime_ns]
 
 
 def fingerprint(files: dict[str, pathlib.Path], options: Sequence[str]) -> str:

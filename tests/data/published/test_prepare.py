@@ -53,9 +53,9 @@ def test_covidx_lists_are_found_and_named_after_patients(tmp_path):
         "test/2_coronacases-010_0_0075.png",
     }
     splits = result.report["splits"]
-    assert splits["train"]["classes"] == {"normal": 1, "pneumonia": 2, "covid": 3}
+    assert splits["train"]["classes"] == {"normal": 1, "cp": 2, "covid": 3}
     assert splits["train"]["patients"] == 5
-    assert splits["val"]["classes"] == {"normal": 1, "pneumonia": 0, "covid": 1}
+    assert splits["val"]["classes"] == {"normal": 1, "cp": 0, "covid": 1}
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,10 @@ def test_covidx_classes_in_another_order(tmp_path):
     listed = sum(len(files) for files in trees.COVIDX.values())
     assert len(items(plain, "class_conflict")) == listed
     assert "--class_order" in plain["errors"]["class_conflict"]["text"]
-    order = covid_classes.class_order(["pneumonia", "covid", "normal"])
+    order = covid_classes.class_order(["cp", "covid", "normal"])
     result = run(tmp_path, **flags, order=order)
     assert result.report["errors"] == {}
-    assert result.report["splits"]["train"]["classes"] == {"normal": 1, "pneumonia": 2, "covid": 3}
+    assert result.report["splits"]["train"]["classes"] == {"normal": 1, "cp": 2, "covid": 3}
     assert (result.tree / "train" / "0_1739_1042_0000.png").is_file()
     with pytest.raises(DataError, match="class_order=covid,normal has to name"):
         covid_classes.class_order(["covid", "normal"])
@@ -133,7 +133,7 @@ def test_a_flat_list_with_a_covidx_list(tmp_path):
 def test_ictcf(tmp_path, renamed):
     result = run(tmp_path, **trees.ictcf(tmp_path / "src", renamed))
     assert result.report["errors"] == {} and not result.report["patients_known"]
-    assert result.report["splits"]["train"]["classes"] == {"normal": 1, "pneumonia": 0, "covid": 2}
+    assert result.report["splits"]["train"]["classes"] == {"normal": 1, "cp": 0, "covid": 2}
     assert set(files_of(result.tree)) == {
         "train/0_nCT12_0_0.jpg",
         "train/2_pCT1088_0_0.jpg",
@@ -270,7 +270,7 @@ CLS_DEFECTS = {
             save(s / "x/HUST-Patient5-0001.png", noise(71, 48, 48)),
         ),
         [
-            "train line 7: x/CP_5_6_0007.png 2 0 0 9 9 (the name says pneumonia)",
+            "train line 7: x/CP_5_6_0007.png 2 0 0 9 9 (the name says cp)",
             "train/x/HUST-Patient5-0001.png (also listed as 1)",
         ],
     ),

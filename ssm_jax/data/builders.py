@@ -1,0 +1,262 @@
+"""TensorFlow-free writing of prepared sets with an index, and the builders of folders.
+
+The index (sizes, labels, areas of lesion components of every slice) lies in the data set's
+metadata file, so that a start needs to open no record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from ssm_jax.classes import SHORT_NAMES, class_number
+from ssm_jax.data import folders, images
+from ssm_jax.data.errors import DataError
+from ssm_jax.data.findings import Findings
+from ssm_jax.data.inspection import Inspected, Inspector, Slice, check_files
+from ssm_jax.data.objects import AREA_FIELDS
+
+SHARD = 256  # slices a file: bounds the memory that writing takes
+SPLITS = ("train", "test")
+THREADS = 2  # that check the files of a folder
+_COMMON = ("file", "height", "width", "channels")
+FIELDS = {"seg": (*_COMMON, *AREA_FIELDS.values()), "cls": (*_COMMON, "label")}
+_CLASS_FILE = re.compile(r"(?P<number>\d+)_[^_]+_[^_]+_[^_]+")
+
+
+def features(part: str, channels: int) -> tfds.features.FeaturesDict:
+    """Features of a segmentation ("seg") or classification ("cls") set.
+
+    file: name; image: [H, W, channels] uint8; height, width, channels; and mask [H, W, 1] uint8
+    with areas int32 [n] (pixels of every lesion component), ground_glass_areas and
+    consolidation_areas (the same of these mask values alone), or label (0, 1, 2).
+    """
+    common = {
+        "file": tfds.features.Text(),
+        "image": tfds.features.Image(shape=(None, None, channels)),
+        "height": np.int32,
+        "width": np.int32,
+        "channels": np.int32,
+    }
+    if part == "cls":
+        own = {"label": tfds.features.ClassLabel(num_classes=len(SHORT_NAMES))}
+    else:
+        areas = tfds.features.Tensor(shape=(None,), dtype=np.int32)
+        mask = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+        own = {"mask": mask} | dict.fromkeys(AREA_FIELDS.values(), areas)
+    return tfds.features.FeaturesDict(common | own)
+
+
+class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+    """Base of the builders: subclasses say which examples a split has.
+
+    A subclass gives `part`, `channels`, `split_sizes()` and `examples(split, start, stop)`.
+    """
+
+    VERSION = tfds.core.Version("1.1.0")
+
+    @property
+    def part(self) -> str:
+        """ "seg" or "cls"."""
+        raise NotImplementedError
+
+    @property
+    def channels(self) -> int:
+        """Channels of the slices, 1 or 3."""
+        raise NotImplementedError
+
+    def split_sizes(self) -> Mapping[str, int]:
+        """Slices of each split; called when the set is prepared, before `examples`."""
+        raise NotImplementedError
+
+    def examples(self, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        """Slices start to stop - 1: dicts of the features, images as encoded bytes."""
+        raise NotImplementedError
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=type(self).__doc__,
+            features=features(self.part, self.channels),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _shard_iterators_per_split(self, dl_manager) -> dict[str, Sequence[Callable]]:
+        del dl_manager
+        plan = {}
+        for split, size in self.split_sizes().items():
+            self.info.metadata[split] = {field: [] for field in FIELDS[self.part]}
+            starts = range(0, size, SHARD)
+            plan[split] = [
+                functools.partial(self._shard, split, start, min(size, start + SHARD))
+                for start in starts
+            ]
+        return plan
+
+    def _shard(self, split: str, start: int, stop: int) -> Iterator[tuple[int, dict[str, Any]]]:
+        index = self.info.metadata[split]
+        for key, example in enumerate(self.examples(split, start, stop), start):
+            for field, values in index.items():
+                values.append(example[field])
+            yield key, example
+
+
+@dataclasses.dataclass
+class FolderConfig(tfds.core.BuilderConfig):
+    """Where a set comes from; make it with `FolderBuilder.config_of`.
+
+    Attributes:
+      root: the folder.
+      splits: names of the subfolders for training and test.
+      channels: 1 or 3.
+    """
+
+    root: str = ""
+    splits: tuple[str, str] = SPLITS
+    channels: int = 1
+
+
+class FolderBuilder(IndexedBuilder):
+    """Slices from the subfolders of a folder, one a split.
+
+    Attributes:
+      subfolders: of a split, that hold its slices and its masks; empty if the split itself does.
+    """
+
+    subfolders: tuple[str, ...] = ()
+
+    @classmethod
+    def config_of(
+        cls, root: str, train_split: str = "train", test_split: str = "test"
+    ) -> FolderConfig:
+        """Names a folder by its listing, so that a changed folder is prepared again.
+
+        Args:
+          root: folder with one subfolder a split.
+          train_split: name of the subfolder for training.
+          test_split: name of the subfolder for the evaluation.
+
+        Raises:
+          DataError: a folder is missing or empty.
+        """
+        top = pathlib.Path(root).expanduser().resolve()
+        splits = (train_split, test_split)
+        pictures, *_ = cls.subfolders or ("",)
+        listed = [folders.list_images(top / split / pictures) for split in splits]
+        holding = [top / split / name for split in splits for name in cls.subfolders or ("",)]
+        key = folders.folder_key(sorted(holding), f"{top} {splits}")
+        channels = folders.channels_of(listed[0])
+        name = f"{top.name}-{key}"
+        return FolderConfig(name=name, root=str(top), splits=splits, channels=channels)
+
+    @property
+    def channels(self) -> int:
+        """Channels of the slices, 1 or 3: those of the first training slice."""
+        return self.builder_config.channels
+
+    def split_sizes(self):
+        """Checks all files before anything is written; raises DataError."""
+        root = pathlib.Path(self.builder_config.root)
+        inspector, findings = Inspector(self.channels, THREADS), Findings()
+        self._found = {}
+        for split, folder in zip(SPLITS, self.builder_config.splits, strict=True):
+            slices = self.slices_of(root / folder, findings)
+            self._found[split] = inspector.inspect(slices)
+            check_files(self._found[split], findings)
+        findings.raise_if_any_error(str(root))
+        return {split: len(found) for split, found in self._found.items()}
+
+    @staticmethod
+    def slices_of(folder: pathlib.Path, findings: Findings) -> list[Slice]:
+        """The slices of a split by name; notes what their names tell to be wrong.
+
+        Raises:
+          DataError: a folder is missing or empty.
+        """
+        raise NotImplementedError
+
+    def examples(self, split, start, stop):
+        """Slices of a checked split, with the bytes of the files where they need no recoding."""
+        for found in self._found[split][start:stop]:
+            data, height, width = images.read_slice(found.item.path.read_bytes(), self.channels)
+            yield {
+                "file": found.item.name,
+                "image": data,
+                "height": height,
+                "width": width,
+                "channels": self.channels,
+                **self.truth(found),
+            }
+
+    @staticmethod
+    def truth(found: Inspected) -> dict[str, Any]:
+        """The features of a slice besides the picture."""
+        raise NotImplementedError
+
+
+class CtLesionSeg(FolderBuilder):
+    """CT slices with lesion masks, from <root>/<split>/{imgs,masks}.
+
+    Slices are PNG or JPEG files in 8 bits, masks PNG files of the same name with the values
+    0 background, 1 lung, 2 ground glass, 3 consolidation.
+    """
+
+    part = "seg"
+    subfolders = ("imgs", "masks")
+
+    @staticmethod
+    def slices_of(folder, findings):
+        """Slices of imgs with the masks of the same name."""
+        masks = folder / "masks"
+        if not masks.is_dir():
+            raise DataError(f"there is no folder {masks}; masks go beside imgs, as PNG files")
+        slices = []
+        for path in folders.list_images(folder / "imgs"):
+            mask = masks / f"{path.stem}.png"
+            item = Slice(folder.name, path.name, path.name, path, mask if mask.is_file() else None)
+            if item.mask is None:
+                findings.add("missing_mask", item.where)
+            slices.append(item)
+        return slices
+
+    @staticmethod
+    def truth(found):
+        """The mask, and the areas of its components."""
+        mask = images.read_mask(found.item.mask.read_bytes()).astype(np.uint8)
+        areas = {name: found.mask[name] for name in AREA_FIELDS.values()}
+        return {"mask": images.encode(mask, level=6), **areas}
+
+
+class CtClasses(FolderBuilder):
+    """CT slices in three classes, from <root>/<split>/<class>_<patient>_<scan>_<slice>.png.
+
+    The class is 0 normal, 1 common pneumonia or 2 COVID-19.
+    """
+
+    part = "cls"
+
+    @staticmethod
+    def slices_of(folder, findings):
+        """Slices whose names start with their class."""
+        slices = []
+        for path in folders.list_images(folder):
+            match = _CLASS_FILE.fullmatch(path.stem)
+            label = class_number(match["number"]) if match else None
+            item = Slice(folder.name, path.name, path.name, path, label=label)
+            if label is None:
+                findings.add("unknown_class" if match else "bad_name", item.where)
+            slices.append(item)
+        return slices
+
+    @staticmethod
+    def truth(found):
+        """The class."""
+        return {"label": found.item.label}

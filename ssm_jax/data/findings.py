@@ -1,0 +1,133 @@
+"""Everything that is wrong, or odd, with a data set: collected whole, shown briefly."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Collection
+from typing import Any
+
+from ssm_jax.classes import NUMBERED_CLASSES, NUMBERED_VALUES
+from ssm_jax.data.errors import DataError, name_files
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of finding.
+
+    Attributes:
+      error: whether a set with it can not be used.
+      text: what is wrong, and the remedy.
+    """
+
+    error: bool
+    text: str
+
+
+def _error(text: str) -> Kind:
+    return Kind(True, text)
+
+
+def _warning(text: str) -> Kind:
+    return Kind(False, text)
+
+
+KINDS = {
+    "bad_line": _error("line of a list that can not be understood (correct or remove it)"),
+    "bad_name": _error(
+        "slice whose name has not the form <class>_<patient>_<scan>_<slice>.png (rename it)"
+    ),
+    "unknown_class": _error(f"class other than {NUMBERED_CLASSES} (correct the list or the name)"),
+    "class_conflict": _error(
+        "class that contradicts the name of the file or another line (correct the list; if all "
+        "lines of a COVIDx-CT list are here, its classes have another order: set --class_order)"
+    ),
+    "missing": _error(
+        "listed file that is not in the source folder (add it, or remove it from the list)"
+    ),
+    "missing_mask": _error(
+        "slice without a mask of its name (add the mask as a PNG file, or remove the slice)"
+    ),
+    "ambiguous": _error(
+        "name that several files of the source folder have (point --source at one of them)"
+    ),
+    "collision": _error("different slices that would get the same name (rename one)"),
+    "unreadable": _error("slice not readable as a picture of 8 bits (replace or remove it)"),
+    "unreadable_mask": _error("mask not readable as one integer channel (replace it)"),
+    "mask_size": _error("mask of another size than its slice (export both at the same size)"),
+    "mask_values": _error(f"mask with values outside {NUMBERED_VALUES}"),
+    "patient_overlap": _error(
+        "patient in more than one split (correct the lists, or --allow_patient_overlap)"
+    ),
+    "split_duplicate": _error(
+        "same picture in more than one split (correct the lists, or --allow_split_duplicates)"
+    ),
+    "duplicate": _warning("same picture more than once in a split"),
+    "duplicate_class": _warning("same picture in different classes"),
+    "listed_twice": _warning("slice listed more than once in a split (taken once)"),
+    "size_outlier": _warning("slice of another size than most"),
+    "no_lesion": _warning(
+        "slice without a lesion of more than --min_area pixels (skipped in training)"
+    ),
+    "blank": _warning("slice of one grey value (not searched for duplicates)"),
+    "unlisted": _warning("picture of the source folder that is in no list (left out)"),
+}
+
+
+class Findings:
+    """Everything found in a set, by kind."""
+
+    def __init__(self, tolerated: Collection[str] = ()):
+        """`tolerated`: kinds of error that are only warned of here."""
+        self._tolerated = frozenset(tolerated)
+        self._items: dict[str, list[str]] = {}
+
+    def add(self, kind: str, item: str) -> None:
+        """Notes one finding; `kind` is a key of KINDS, `item` says where (a file, with a split)."""
+        if kind not in KINDS:
+            raise KeyError(f"no kind of finding is called {kind!r}")
+        self._items.setdefault(kind, []).append(item)
+
+    def any_error(self) -> bool:
+        """Whether the set can not be used."""
+        return any(map(self._is_error, self._items))
+
+    def raise_if_any_error(self, where: str) -> None:
+        """Raises DataError with a line for every kind of error; `where` names the set."""
+        if self.any_error():
+            title = f"the data in {where} can not be used:"
+            raise DataError("\n  - ".join([title, *lines(self.as_json(errors=True))]))
+
+    def as_json(self, errors: bool) -> dict[str, Any]:
+        """All errors or warnings: {kind: {"text", "count", "items"}}, complete."""
+        return {
+            kind: {"text": KINDS[kind].text, "count": len(found), "items": found}
+            for kind in KINDS
+            if (found := self._items.get(kind)) and self._is_error(kind) == errors
+        }
+
+    def _is_error(self, kind: str) -> bool:
+        return KINDS[kind].error and kind not in self._tolerated
+
+
+def lines(section: dict[str, Any]) -> list[str]:
+    """A line a kind, from `Findings.as_json`: name, count, text, up to ten items."""
+    return [
+        f"{kind} ({found['count']}): {found['text']}: {name_files(found['items'])}"
+        for kind, found in section.items()
+    ]
+
+
+def describe_kinds() -> str:
+    """The kinds as text for the help of a program: errors first, then warnings."""
+    text = []
+    for title, errors in (("Errors (nothing is prepared)", True), ("Warnings", False)):
+        text.append(f"{title}:")
+        text += [
+            textwrap.fill(
+                f"{name}: {kind.text}", 96, initial_indent="  ", subsequent_indent=" " * 4
+            )
+            for name, kind in KINDS.items()
+            if kind.error == errors
+        ]
+    return "\n".join(text)
