@@ -33,7 +33,7 @@ class Trainer:
         self.model = models.model_config()
         # Copies: the steps take the state for their own.
         variables = jax.tree.map(jax.numpy.copy, models.variables(self.model))
-        self.state = state_from_variables(config, variables, jax.random.key(0))
+        self.state = state_from_variables(variables, jax.random.key(0))
         images, sizes = models.slices(batch_size), models.sizes(batch_size)
         self.batches = {
             count: jax.device_put(_segmentation_batch(images, sizes, *OBJECTS[count]))
@@ -45,7 +45,9 @@ class Trainer:
         )
         self.compile_s, self.steps = [], []
         for step, batch in zip(
-            make_steps(config), (self.batches[counts[0]], self.classification_batch), strict=True
+            make_steps(self.model, config.train),
+            (self.batches[counts[0]], self.classification_batch),
+            strict=True,
         ):
             start = time.perf_counter()
             self.steps.append(step.lower(self.state, batch).compile())

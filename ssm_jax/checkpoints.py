@@ -29,7 +29,6 @@ from orbax.checkpoint import checkpoint_managers
 
 from ssm_jax.config import ModelConfig
 from ssm_jax.models.ssm import init_variables
-from ssm_jax.training.state import TrainState
 
 FOLDER = "checkpoints"
 METRICS_ITEM = "metrics"  # orbax's name for the item and its file
@@ -58,118 +57,6 @@ class CheckpointInfo:
     config: dict[str, Any] | None
 
 
-class RunCheckpoints:
-    """The checkpoints of a training run: the last few, and the best by a metric.
-
-    Saving copies the state to the host and writes it in the background; `close` waits for that.
-    """
-
-    def __init__(self, workdir: str | os.PathLike, keep_last: int = 2, best_metric: str = ""):
-        """Opens or creates `<workdir>/checkpoints`, and clears what killed processes left there.
-
-        Args:
-          workdir: of the run.
-          keep_last: how many of the latest checkpoints are kept (at least 1).
-          best_metric: name of a metric; the checkpoint where it is largest is kept too, the later
-            one of equals. Checkpoints without it are never the best.
-        """
-        self.folder = pathlib.Path(workdir).absolute() / FOLDER
-        self._manager = _open_manager(self.folder, keep_last, best_metric)
-
-    def latest_step(self) -> int | None:
-        """Iterations done at the latest checkpoint; None if there is none."""
-        return self._manager.latest_step()
-
-    def metrics(self, step: int) -> dict[str, Any] | None:
-        """The evaluation saved with a checkpoint; None if there was none."""
-        return self._manager.metrics(step)
-
-    def save(
-        self,
-        state: TrainState,
-        config: Mapping[str, Any],
-        loop: Mapping[str, Any],
-        batch_stats: Any = None,
-        metrics: Mapping[str, Any] | None = None,
-    ) -> None:
-        """Saves a state under its step; a checkpoint of the same step is replaced.
-
-        Args:
-          state: of the run; it may be donated as soon as this returns.
-          config: of the run, as nested dicts that JSON can hold, with a section `model`.
-          loop: what else the run needs to go on, as JSON can hold.
-          batch_stats: BN statistics for inference; None: those of the state.
-          metrics: the evaluation at this step, as JSON can hold.
-        """
-        host = jax.tree.map(lambda array: np.array(array, copy=True), state)
-        step = int(host.step)
-        stats = host.batch_stats if batch_stats is None else jax.tree.map(np.array, batch_stats)
-        training = {
-            field.name: getattr(host, field.name)
-            for field in dataclasses.fields(host)
-            if field.name != "params"
-        }
-        if step in self._manager.all_steps():
-            self._manager.wait_until_finished()
-            self._manager.delete(step)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave({"params": host.params, "batch_stats": stats}),
-                training=ocp.args.StandardSave(training),
-                config=ocp.args.JsonSave(_config_item(config["model"], config)),
-                loop=ocp.args.JsonSave(dict(loop)),
-            ),
-            metrics=None if metrics is None else dict(metrics),
-            force=True,
-        )
-
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Reads the latest checkpoint.
-
-        Args:
-          like: a state (or its shapes) of the same configuration.
-
-        Returns:
-          The state on the first device, and the `loop` it was saved with.
-
-        Raises:
-          CheckpointError: none there, without a training state, damaged, or of another model.
-        """
-        step = self.latest_step()
-        if step is None:
-            raise CheckpointError(f"{self.folder} holds no checkpoint")
-        path = self.folder / str(step)
-        if not (path / "training").is_dir():
-            raise CheckpointError(
-                f"{path} holds weights without a training state (imported ones, perhaps); a run "
-                "cannot be resumed from it. Choose another working directory"
-            )
-        fields = [f.name for f in dataclasses.fields(like) if f.name != "params"]
-        items = _read(
-            path,
-            model=_arrays_like({"params": like.params, "batch_stats": like.batch_stats}),
-            training=_arrays_like({name: getattr(like, name) for name in fields}),
-            loop=ocp.args.JsonRestore(),
-        )
-        state = like.replace(params=items.model["params"], **items.training)
-        return jax.device_put(state, jax.local_devices()[0]), items.loop
-
-    def wait(self) -> None:
-        """Blocks until all that was saved is on disk."""
-        self._manager.wait_until_finished()
-
-    def close(self) -> None:
-        """Finishes writing and frees the background threads."""
-        self._manager.close()
-
-    def __enter__(self) -> RunCheckpoints:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-
 def saved_steps(workdir: str | os.PathLike) -> list[int]:
     """Steps of the checkpoints of a run, increasing; none where it never saved."""
     return [int(step.name) for step in _steps_in(pathlib.Path(workdir) / FOLDER)]
@@ -195,7 +82,7 @@ def save_model(
     if folder.is_dir() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} exists and is not empty; choose another folder")
     try:
-        manager = _open_manager(folder, keep_last=1, best_metric="")
+        manager = open_manager(folder, keep_last=1, best_metric="")
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be created: {error}") from error
     arrays = {name: jax.tree.map(np.array, variables[name]) for name in ("params", "batch_stats")}
@@ -203,7 +90,7 @@ def save_model(
         0,
         args=ocp.args.Composite(
             model=ocp.args.StandardSave(arrays),
-            config=ocp.args.JsonSave(_config_item(dataclasses.asdict(model_config), None)),
+            config=ocp.args.JsonSave(config_item(dataclasses.asdict(model_config), None)),
         ),
     )
     manager.close()
@@ -231,15 +118,17 @@ def load_model(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Any], Ch
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{step_folder}: unusable configuration: {error}") from error
     shapes = jax.eval_shape(lambda key: init_variables(model_config, key), jax.random.key(0))
-    items = _read(step_folder, model=_arrays_like(shapes))
+    items = read_items(step_folder, model=arrays_like(shapes))
     run_config = described["run"]
     info = CheckpointInfo(step_folder, int(step_folder.name), _metrics_of(step_folder), run_config)
     return model_config, jax.device_put(dict(items.model), jax.local_devices()[0]), info
 
 
-def _open_manager(
+def open_manager(
     folder: pathlib.Path, keep_last: int, best_metric: str
 ) -> checkpoint_managers.CheckpointManager:
+    """The orbax manager of a folder of checkpoints; see `RunCheckpoints` for the arguments."""
+
     def value(metrics):
         return metric_value(metrics, best_metric)
 
@@ -263,11 +152,12 @@ def metric_value(metrics: Mapping[str, Any] | None, name: str) -> float:
     return float(value) if usable else -math.inf
 
 
-def _config_item(model: Mapping[str, Any], run: Mapping[str, Any] | None) -> dict[str, Any]:
+def config_item(model: Mapping[str, Any], run: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The item `config` of a checkpoint, of a model's configuration and that of its run."""
     return {"format": FORMAT, "version": VERSION, "model": dict(model), "run": run}
 
 
-def _arrays_like(tree: Any) -> ocp.args.PyTreeRestore:
+def arrays_like(tree: Any) -> ocp.args.PyTreeRestore:
     """Reads a tree of these shapes as NumPy arrays, whatever devices it was saved from."""
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
@@ -285,7 +175,7 @@ def _check_shapes(wanted: Any, found: Any) -> None:
     jax.tree_util.tree_map_with_path(check, wanted, found)
 
 
-def _read(step_folder: pathlib.Path, **items: Any) -> Any:
+def read_items(step_folder: pathlib.Path, **items: Any) -> Any:
     """Restores the named items of one checkpoint."""
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -313,7 +203,7 @@ def _described(step_folder: pathlib.Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{step_folder} is not a checkpoint of this project: it has no config"
         )
-    described = _read(step_folder, config=ocp.args.JsonRestore()).config
+    described = read_items(step_folder, config=ocp.args.JsonRestore()).config
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise CheckpointError(f"{step_folder} is not a checkpoint of this project")
     if described.get("version") != VERSION:

@@ -15,12 +15,12 @@ import pytest
 
 from ssm_jax.checkpoints import (
     CheckpointError,
-    RunCheckpoints,
     load_model,
     metric_value,
     save_model,
 )
-from ssm_jax.config import ModelConfig, default_config
+from ssm_jax.config import ModelConfig, default_config, validate
+from ssm_jax.training.run_checkpoints import RunCheckpoints
 from ssm_jax.training.state import create_state
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -37,7 +37,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def shapes(config):
-    return jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
+    return jax.eval_shape(lambda key: create_state(validate(config), key), jax.random.key(0))
 
 
 def random_state(shapes, seed, step=0):
@@ -213,13 +213,13 @@ import sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tests.test_checkpoints import random_state
-from ssm_jax.checkpoints import RunCheckpoints
-from ssm_jax.config import default_config
+from ssm_jax.training.run_checkpoints import RunCheckpoints
+from ssm_jax.config import default_config, validate
 from ssm_jax.training.state import create_state
 assert jax.device_count() == 4
 config = default_config()
 config.model.blocks = 2
-shapes = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
+shapes = jax.eval_shape(lambda key: create_state(validate(config), key), jax.random.key(0))
 mesh = Mesh(np.array(jax.devices()), ("data",))
 state = jax.device_put(random_state(shapes, 0, 3), NamedSharding(mesh, PartitionSpec()))
 with RunCheckpoints({str(tmp_path)!r}) as checkpoints:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ssm_jax import sharding
 from ssm_jax.checkpoints import load_model
+from ssm_jax.config import validate
 from ssm_jax.models.layers import BatchNorm
 from ssm_jax.training.metrics import read_lines
 from ssm_jax.training.state import create_state
@@ -123,7 +124,7 @@ def test_many_devices_train_as_one(run, kind, told):
     assert info.step == 5
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=0), one, many)
     # So small a rate moves parameters by less than that: the movements themselves agree too.
-    start = jax.device_get(create_state(get_config(), jax.random.key(0)).params)
+    start = jax.device_get(create_state(validate(get_config()), jax.random.key(0)).params)
     jax.tree.map(assert_same_way, start, one["params"], many["params"])
 
 

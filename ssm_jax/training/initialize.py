@@ -44,7 +44,7 @@ def require_pretrained(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def initial_weights(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def initial_weights(config: ml_collections.ConfigDict, model: ModelConfig) -> dict[str, Any]:
     """Reads the weights that the configuration names.
 
     A checkpoint (`init_from`) gives backbone, FPN, RPN, segmentation branch, mask head and BN
@@ -53,6 +53,7 @@ def initial_weights(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
     Args:
       config: of the run.
+      model: its model.
 
     Returns:
       {"params": ..., "batch_stats": ...}, NumPy arrays of the parts that are given; without a
@@ -61,7 +62,6 @@ def initial_weights(config: ml_collections.ConfigDict) -> dict[str, Any]:
     Raises:
       ValueError: files that cannot be read, or that belong to another model.
     """
-    model = ModelConfig.from_mapping(config.model.to_dict())
     if config.init_from:
         return _from_checkpoint(config, model)
     path = config.backbone.init
@@ -83,7 +83,7 @@ def take_over(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
       weights: from `initial_weights`.
 
     Returns:
-      The state; its optimiser state stays fresh.
+      The state; its optimizer state stays fresh.
     """
 
     def replaced(old: Any, given: Any) -> Any:

@@ -25,7 +25,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ssm_jax import sharding
-from ssm_jax.checkpoints import RunCheckpoints, saved_steps
+from ssm_jax.checkpoints import saved_steps
 from ssm_jax.config import ModelConfig, validate
 from ssm_jax.data import Datasets, TrainBatches, make_train_iterator, open_datasets
 from ssm_jax.files import json_ready, write_json
@@ -40,6 +40,7 @@ from ssm_jax.training.metrics import (
     SilentWriter,
 )
 from ssm_jax.training.progress import Progress
+from ssm_jax.training.run_checkpoints import RunCheckpoints
 from ssm_jax.training.state import TrainState, create_state
 from ssm_jax.training.steps import make_bn_estimator, make_steps
 
@@ -125,7 +126,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict
         settings = json.loads(config.to_json_best_effort())
         workdir_lib.check_config(workdir, settings)
         _log_sources(config, workdir)
-        weights = {} if saved_steps(workdir) else initialize.initial_weights(config)
+        weights = {} if saved_steps(workdir) else initialize.initial_weights(config, model_config)
         datasets = open_datasets(config)
         for line in datasets.descriptions:
             logger.info("%s", line)
@@ -134,13 +135,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict
 
         args = (config.checkpoint.keep_last, config.checkpoint.best_metric)
         checkpoints = stack.enter_context(RunCheckpoints(workdir, *args))
-        make_state = functools.partial(create_state, config, jax.random.key(config.seed))
+        make_state = functools.partial(create_state, model_config, jax.random.key(config.seed))
         shapes = jax.eval_shape(make_state)
         window = MetricsWindow()
         resumed = checkpoints.latest_step()
         complete = (resumed or 0) >= plan.total
         _log_model(model_config, shapes, resumed or 0, plan, mesh)
-        compiling = [] if complete else _start_compiling(config, plan, datasets, shapes, mesh)
+        compiling = (
+            [] if complete else _start_compiling(config, model_config, plan, datasets, shapes, mesh)
+        )
         if resumed is None:
             state = initialize.take_over(make_state(), weights)
         else:
@@ -161,7 +164,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict
         # From here on there is something to save; before, a signal just ends the process.
         stop = stack.enter_context(StopRequest())
         parts = (plan, datasets, checkpoints, writer, window, stop, progress, mesh)
-        _Run(config, settings, workdir, *parts).iterate(state, loader, steps)
+        _Run(config, model_config, settings, workdir, *parts).iterate(state, loader, steps)
         return _latest_metrics(workdir)
 
 
@@ -170,6 +173,7 @@ class _Run:
     """The parts of a run that its iterations share."""
 
     config: ml_collections.ConfigDict
+    model: ModelConfig
     settings: dict[str, Any]
     workdir: pathlib.Path
     plan: Plan
@@ -182,7 +186,7 @@ class _Run:
     mesh: Mesh | None
 
     def __post_init__(self):
-        self.estimator = make_bn_estimator(self.config) if self.config.eval.bn_slices else None
+        self.estimator = make_bn_estimator(self.model) if self.config.eval.bn_slices else None
         self.agreed = False  # among several processes, to stop
 
     def iterate(self, state: TrainState, loader, steps: Sequence[Callable]) -> None:
@@ -317,6 +321,7 @@ class _Iteration:
 
 def _start_compiling(
     config: ml_collections.ConfigDict,
+    model: ModelConfig,
     plan: Plan,
     datasets: Datasets,
     shapes: TrainState,
@@ -334,7 +339,7 @@ def _start_compiling(
     def compiled(step, batch):
         return step.lower(shapes, jax.tree.map(of_all_processes, batch)).compile()
 
-    steps = zip(make_steps(config, plan.total, mesh), ("seg", "cls"), strict=True)
+    steps = zip(make_steps(model, config.train, plan.total, mesh), ("seg", "cls"), strict=True)
     futures = [
         pool.submit(compiled, step, example[part]) for step, part in steps if part in example
     ]

@@ -2,7 +2,7 @@
 
 The segmentation and the classification step update different, overlapping sets of parameters, and
 Adam's moments and step counts belong to the parameter. Each group is a set that is always stepped
-together and has an optimiser state of its own; a step touches the groups it names and no other.
+together and has an optimizer state of its own; a step touches the groups it names and no other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -72,9 +72,9 @@ def make_transformation(weight_decay: float) -> optax.GradientTransformation:
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.scale_by_adam())
 
 
-def init(params: Mapping[str, Any], weight_decay: float) -> dict[str, Any]:
-    """Fresh optimiser state of every group that is ever stepped: {group: state}."""
-    transformation = make_transformation(weight_decay)
+def init(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Fresh optimizer state of every group that is ever stepped: {group: state}."""
+    transformation = make_transformation(weight_decay=0.0)  # states do not depend on it
     parts = split(params)
     return {g: transformation.init(part) for g, part in parts.items() if g != COPIED}
 

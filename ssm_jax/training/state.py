@@ -5,7 +5,6 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax import Array
 
 from ssm_jax.config import ModelConfig
@@ -23,7 +22,7 @@ class TrainState(flax.struct.PyTreeNode):
       step: int32, iterations done.
       params: nested dict of float32 arrays.
       batch_stats: running BN statistics, nested dict.
-      opt_state: optimiser state by parameter group.
+      opt_state: optimizer state by parameter group.
       best_seg_loss: float32, the smallest segmentation loss so far.
       key: uint32 key data of the run; step keys are folded out of it.
     """
@@ -36,28 +35,24 @@ class TrainState(flax.struct.PyTreeNode):
     key: Array
 
 
-def create_state(config: ml_collections.ConfigDict, key: Array) -> TrainState:
+def create_state(model: ModelConfig, key: Array) -> TrainState:
     """A fresh state.
 
     Args:
-      config: of the run.
-      key: PRNG key; initialises the parameters and drives all sampling of the run.
+      model: whose parameters it holds.
+      key: PRNG key; initializes the parameters and drives all sampling of the run.
 
     Returns:
       TrainState at step 0.
     """
     init_key, run_key = jax.random.split(key)
-    variables = init_variables(ModelConfig.from_mapping(config.model.to_dict()), init_key)
-    return state_from_variables(config, variables, run_key)
+    return state_from_variables(init_variables(model, init_key), run_key)
 
 
-def state_from_variables(
-    config: ml_collections.ConfigDict, variables: dict[str, Any], key: Array
-) -> TrainState:
+def state_from_variables(variables: dict[str, Any], key: Array) -> TrainState:
     """A state at step 0 that starts from given weights.
 
     Args:
-      config: of the run.
       variables: {"params": ..., "batch_stats": ...}.
       key: PRNG key that drives all sampling of the run.
 
@@ -69,7 +64,7 @@ def state_from_variables(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=jax.tree.map(jnp.asarray, variables["batch_stats"]),
-        opt_state=optimizer.init(params, config.train.weight_decay),
+        opt_state=optimizer.init(params),
         best_seg_loss=jnp.asarray(WORST_LOSS, jnp.float32),
         key=jax.random.key_data(key),
     )

@@ -5,6 +5,8 @@ segmentation branch into the classification branch when its loss is the best so 
 classification step trains module S and, by update rule, the backbone.
 """
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -32,11 +34,17 @@ SEGMENTATION_LOSSES = (
 )
 
 
-def make_steps(config: ml_collections.ConfigDict, total_steps: int = 0, mesh: Mesh | None = None):
+def make_steps(
+    model: ModelConfig,
+    train: ml_collections.ConfigDict,
+    total_steps: int = 0,
+    mesh: Mesh | None = None,
+) -> tuple[Callable, Callable]:
     """Builds both steps of a run; each donates the state it is given.
 
     Args:
-      config: of the run; `model` and `train` are read.
+      model: to train.
+      train: section of the run's configuration.
       total_steps: iterations of the run, which a decaying schedule needs.
       mesh: devices that share the work (see `sharding`): the state is replicated, batches are
         split. What is computed does not depend on it, but for rounding. None: one device.
@@ -47,8 +55,6 @@ def make_steps(config: ml_collections.ConfigDict, total_steps: int = 0, mesh: Me
       in this order; the second advances `state.step`, and who leaves it out has to do that. A model
       without module S has no use for the second.
     """
-    model = ModelConfig.from_mapping(config.model.to_dict())
-    train = config.train
     schedules = optimizer.make_schedules(train, total_steps)
     classification_groups = optimizer.CLASSIFICATION_STEP[train.update_rule]
     copy = make_copy(model, train.copy_rule, train.copy_ema)
@@ -114,7 +120,7 @@ def make_steps(config: ml_collections.ConfigDict, total_steps: int = 0, mesh: Me
         metrics |= {"cls_grad_norm": optax.tree.norm(gradients)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
-    return tuple(sharding.jit_step(step, mesh) for step in (segmentation_step, classification_step))
+    return sharding.jit_step(segmentation_step, mesh), sharding.jit_step(classification_step, mesh)
 
 
 def make_copy(model: ModelConfig, rule: str, decay: float):
@@ -319,21 +325,21 @@ def classification_loss(
     return loss, metrics
 
 
-def make_bn_estimator(config: ml_collections.ConfigDict):
+def make_bn_estimator(model: ModelConfig) -> Callable:
     """Builds the re-estimation of BN statistics over a set of slices.
 
     At batch size 1 and a high learning rate the running statistics lag behind the weights; the
     plain average over some slices, taken with the final weights, does not.
 
     Args:
-      config: of the run; `model` is read.
+      model: whose statistics they are.
 
     Returns:
       estimate(params, average, images [B, H, W, C], image_sizes [B, 2], seen) -> average, where
       `average` is a tree like batch_stats that holds the mean over the `seen` batches before this
       one. Start with the running statistics and seen = 0; jitted.
     """
-    model = ModelConfig.from_mapping({**config.model.to_dict(), "bn_momentum": 1.0})
+    model = dataclasses.replace(model, bn_momentum=1.0)
 
     @jax.jit
     def estimate(params, average, images, image_sizes, seen):

@@ -9,7 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from ssm_jax.checkpoints import RunCheckpoints, save_model
+from ssm_jax.checkpoints import save_model
 from ssm_jax.config import ModelConfig
 from ssm_jax.data import open_datasets
 from ssm_jax.evaluation import coco, per_image_ap
@@ -18,6 +18,7 @@ from ssm_jax.ops import rle
 from ssm_jax.predictor import Predictor
 from ssm_jax.report import comparison
 from ssm_jax.report.evaluate import FORMAT, Options, evaluate_checkpoint
+from ssm_jax.training.run_checkpoints import RunCheckpoints
 from ssm_jax.training.state import TrainState
 from tests.helpers import programs
 from tests.helpers.data_tools import cls_folder, lesion_mask, noise, save, seg_folder

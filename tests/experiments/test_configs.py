@@ -122,14 +122,14 @@ def test_trains_one_step(name, variant, quickly_compiled):
     total = 10
     config.train.max_steps = total
     config.train.warmup_steps = 0
-    state = state_from_variables(config, tiny.random_variables(model), jax.random.key(3))
+    state = state_from_variables(tiny.random_variables(model), jax.random.key(3))
     if config.train.pretrained:
         # What stage I hands on; the second branch starts as its copy.
         branch = state.params["segmentation_branch"]
         given = {"classification_branch": branch} if model.branches == 2 else {}
         state = initialize.take_over(state, {"params": given})
 
-    segmentation_step, classification_step = make_steps(config, total)
+    segmentation_step, classification_step = make_steps(model, config.train, total)
     batch = segmentation_batch([2])
     before = on_host(state)
     state, metrics = segmentation_step(state, batch)

@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from ssm_jax.config import ModelConfig, default_config
+from ssm_jax.config import ModelConfig, default_config, validate
 from ssm_jax.interop import reference_names
 from ssm_jax.training import optimizer, steps
 from ssm_jax.training.state import state_from_variables
@@ -162,10 +162,10 @@ def iterate(recorded, initial):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimizer, "make_schedules", make_schedules)
-        segmentation_step, classification_step = steps.make_steps(config)
+        segmentation_step, classification_step = steps.make_steps(validate(config), config.train)
 
         def iterations(first_step):
-            state = state_from_variables(config, initial[1], jax.random.key(0))
+            state = state_from_variables(initial[1], jax.random.key(0))
             state = state.replace(step=jnp.asarray(first_step, jnp.int32))
             files = zip(recorded["seg_files"], recorded["cls_files"], strict=True)
             for index, (seg_file, cls_file) in enumerate(files):

@@ -41,8 +41,8 @@ def stage_1(tmp_path_factory):
 def started(config):
     """The state of a fresh run, before and after the weights are taken over."""
     model = model_of(config)
-    state = state_from_variables(config, tiny.random_variables(model), jax.random.key(0))
-    return state, initialize.take_over(state, initialize.initial_weights(config))
+    state = state_from_variables(tiny.random_variables(model), jax.random.key(0))
+    return state, initialize.take_over(state, initialize.initial_weights(config, model_of(config)))
 
 
 @pytest.mark.parametrize("system", [ssm, ssm2, ssm_s])
@@ -98,7 +98,7 @@ def test_a_checkpoint_of_another_model_is_one_error(stage_1):
     config.init_from = str(stage_1[0])
     config.model.anchor_ratios = (0.5, 2.0)
     with pytest.raises(ValueError) as caught:
-        initialize.initial_weights(config)
+        initialize.initial_weights(config, model_of(config))
     text = str(caught.value)
     for line in (
         "model.backbone is 'resnet18' there and 'resnet34' here",
@@ -114,7 +114,7 @@ def test_a_missing_checkpoint_says_how_to_make_it(tmp_path):
     config = tiny.shrunk(ssm2.get_config("r18_2"))
     config.init_from = str(tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"no such folder; make its checkpoint with\n.*:r18_2"):
-        initialize.initial_weights(config)
+        initialize.initial_weights(config, model_of(config))
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_a_backbone_that_does_not_fit(torchvision, tmp_path):
         named = {name.replace("/", "."): array for name, array in changed.items()}
         np.savez(path, **{n: a for n, a in (state_dict | named).items() if a is not None})
         with pytest.raises(ValueError, match=match) as caught:
-            initialize.initial_weights(config)
+            initialize.initial_weights(config, model_of(config))
         assert str(path) in str(caught.value)
 
     missing = {"conv1/weight": None, "layer2/0/bn1/running_var": None}
@@ -175,10 +175,10 @@ def test_a_backbone_that_does_not_fit(torchvision, tmp_path):
     refused("not finite: bn1.bias", **{"bn1/bias": np.full(64, np.nan, np.float32)})
     config.backbone.init = str(tmp_path / "absent.npz")
     with pytest.raises(ValueError, match=r"absent\.npz cannot be read"):
-        initialize.initial_weights(config)
+        initialize.initial_weights(config, model_of(config))
     config.backbone.init = "imagenet.safetensors"
     with pytest.raises(ValueError, match=r"imagenet.safetensors: only .*\.npz.* can be read"):
-        initialize.initial_weights(config)
+        initialize.initial_weights(config, model_of(config))
 
 
 def test_all_that_shapes_the_taken_parts_is_compared():

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 
-from ssm_jax.checkpoints import RunCheckpoints, load_model
+from ssm_jax.checkpoints import load_model
+from ssm_jax.config import validate
 from ssm_jax.data import open_datasets
 from ssm_jax.predictor import Predictor
 from ssm_jax.training import evaluate as evaluation
@@ -22,6 +23,7 @@ from ssm_jax.training.evaluate import Stopped, reestimated_batch_stats
 from ssm_jax.training.interrupt import StopRequest
 from ssm_jax.training.loop import Plan, TrainingError, train
 from ssm_jax.training.metrics import read_lines
+from ssm_jax.training.run_checkpoints import RunCheckpoints
 from ssm_jax.training.state import TrainState, create_state
 from ssm_jax.training.workdir import WorkdirError, differences, locked
 from tests.helpers.tiny import get_config
@@ -70,7 +72,7 @@ def uninterrupted(tmp_path_factory, data_dir):
 
 
 def latest_state(workdir, config):
-    shapes = jax.eval_shape(lambda key: create_state(config, key), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: create_state(validate(config), key), jax.random.key(0))
     with RunCheckpoints(workdir) as checkpoints:
         return checkpoints.restore(shapes)
 
@@ -130,7 +132,7 @@ def test_the_checkpoint_gives_the_metrics_of_the_run(uninterrupted, data_dir):
 KILLED = """
 import os, signal, sys
 from ssm_jax.training import loop
-from tests.tiny import get_config
+from tests.helpers.tiny import get_config
 data_dir, workdir, where, step = *sys.argv[1:4], int(sys.argv[4])
 
 def kill():
@@ -421,9 +423,12 @@ def test_bn_statistics_come_from_training_slices_with_lesions(data_dir):
     ("flags", "message"),
     [
         (["--config=nowhere.py"], "nowhere.py"),
-        (["--config=tests/tiny.py", "--config.train.copyrule=ema"], "copyrule"),
-        (["--config=tests/tiny.py", "--config.train.copy_rule=x"], "config.train.copy_rule='x'"),
-        (["--config=tests/tiny.py", "--config.data.seg_dir=nowhere"], "nowhere"),
+        (["--config=tests/helpers/tiny.py", "--config.train.copyrule=ema"], "copyrule"),
+        (
+            ["--config=tests/helpers/tiny.py", "--config.train.copy_rule=x"],
+            "config.train.copy_rule='x'",
+        ),
+        (["--config=tests/helpers/tiny.py", "--config.data.seg_dir=nowhere"], "nowhere"),
         (["--config=configs/ssm2.py:r50_2"], "error: ValueError: there is no variant 'r50_2'"),
         (["--config=configs/ssm2.py:r18_2"], "--config.init_from=runs/pretrain_r18_2"),
     ],

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssm_jax.config import ModelConfig, default_config
+from ssm_jax.config import ModelConfig, default_config, validate
 from ssm_jax.training import optimizer, steps
 from ssm_jax.training.state import state_from_variables
 from tests.helpers.tiny import random_variables
@@ -32,8 +32,11 @@ def make_config(**train):
 
 
 def make_state(config):
-    model = ModelConfig.from_mapping(config.model.to_dict())
-    return state_from_variables(config, random_variables(model), jax.random.key(3))
+    return state_from_variables(random_variables(validate(config)), jax.random.key(3))
+
+
+def make_steps(config):
+    return steps.make_steps(validate(config), config.train)
 
 
 def segmentation_batch(counts):
@@ -78,7 +81,7 @@ def changed_groups(before, after):
 
 @pytest.fixture(scope="module")
 def default_steps():
-    return steps.make_steps(make_config())
+    return make_steps(make_config())
 
 
 @pytest.mark.parametrize("count", [0, 1, OBJECTS])
@@ -148,7 +151,7 @@ def test_classification_step_by_update_rule(rule):
     config = make_config(update_rule=rule)
     state = make_state(config)
     before = on_host(state)
-    state, metrics = steps.make_steps(config)[1](state, classification_batch(1))
+    state, metrics = make_steps(config)[1](state, classification_batch(1))
     after = on_host(state)
     assert changed_groups(before.params, after.params) == set(optimizer.CLASSIFICATION_STEP[rule])
     for old, new in zip(
@@ -203,7 +206,7 @@ def test_schedules_of_two_phases():
 def test_adam_by_groups_equals_plain_adam_with_l2():
     """A group steps like the textbook; a group without gradient keeps moments and count."""
     params = {"fpn": {"w": np.float32([1.0, -2.0])}, "module_s": {"w": np.float32([3.0])}}
-    opt_state = optimizer.init(params, 0.1)
+    opt_state = optimizer.init(params)
     gradients = [np.float32([0.5, 0.1]), np.float32([-0.2, 0.3])]
     expected, m, v = params["fpn"]["w"].astype(float), 0.0, 0.0
     for t, gradient in enumerate(gradients, 1):
