@@ -127,9 +127,9 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     command = shlex.join(["ssm-jax", "evaluate", *sys.argv[1:]])
     output = pathlib.Path(_OUTPUT_DIR.value)
+    from ssm_jax.evaluation.evaluator import summary
     from ssm_jax.report.comparison import compare
     from ssm_jax.report.evaluate import evaluate_checkpoint
-    from ssm_jax.training.evaluate import summary
 
     with common.one_line_errors(ValueError, OSError, KeyboardInterrupt):
         common.use_compilation_cache(_DATA_DIR.value)

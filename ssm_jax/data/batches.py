@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import grain
@@ -173,17 +173,16 @@ def spread(count: int, limit: int) -> list[int]:
 
 
 def iterate_slices(
-    source: Sequence[T], limit: int = 0, threads: int = 2, ahead: int = 8
+    source: Sequence[T], indices: Iterable[int], threads: int = 2, ahead: int = 8
 ) -> Iterator[T]:
-    """Decoded examples of a split in order, decoded ahead in background threads.
+    """Examples of a split, decoded ahead in background threads.
 
     Args:
       source: a split of Datasets, or any sequence.
-      limit: examples at most, spread evenly over the split; 0: all.
+      indices: of the examples, in the order in which they are wanted.
       threads: decoding threads.
       ahead: examples decoded before they are asked for.
     """
-    indices = spread(len(source), limit)
     with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
         waiting: collections.deque = collections.deque()
         for index in indices:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ssm_jax.predictor import Prediction
 
 LESION_CLASSES = {1: "lesion"}
+SUMMARY = ("ap50", "ap", "coco_segm_AP50", "accuracy", "sensitivity_covid", "f1_weighted")
 
 
 class Evaluator:
@@ -189,3 +190,10 @@ class Evaluator:
             if reliability is not None:
                 metrics["ece"] = reliability.ece
         return metrics
+
+
+def summary(metrics: Mapping[str, Any]) -> str:
+    """The main figures in one line."""
+    return ", ".join(
+        f"{name} {metrics[name]:.3f}" for name in SUMMARY if metrics.get(name) is not None
+    )

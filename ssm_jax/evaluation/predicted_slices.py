@@ -1,19 +1,21 @@
-"""A model on test slices: what training and the program `evaluate` share."""
+"""A model on test slices: figures of all of them, and some of them to look at."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
+from ssm_jax.classes import lesion_names, short_names
 from ssm_jax.data.batches import iterate_slices, spread
 from ssm_jax.evaluation.evaluator import Evaluator
 from ssm_jax.predictor import Prediction, Predictor, softmax
 
+PARTS = {"seg": "segmentation slices", "cls": "classification slices"}
 T = TypeVar("T")
 
 
@@ -37,72 +39,89 @@ class Loading:
     threads: int = 2
     prefetch: int = 8
 
-    def count(self, source: Sequence) -> int:
-        """How many slices of a split are read."""
-        return len(self.indices(source))
-
     def indices(self, source: Sequence) -> list[int]:
         """Which slices of a split are read, in order."""
         return spread(len(source), self.max_slices)
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """A slice that was just evaluated.
+class PredictedSlice:
+    """A slice to show: its truth, and what the model says.
 
     Attributes:
-      example: as the source gives it.
-      image: uint8 [H, W] or [H, W, 3], what the model saw before resizing.
-      prediction: of a segmentation slice; None for a classification slice.
-      figures: float64 [10], per-image AP of a segmentation slice; otherwise None.
-      logits: float32 [K] of a classification slice; otherwise None.
+      part: "seg" or "cls".
+      file: its name.
+      image: uint8 [H, W] or [H, W, 3].
+      prediction: in pixels of this image.
+      instances: uint8 [H, W] label map of the true lesions; None for a classification slice.
+      label: true class; None for a segmentation slice.
+      figures: float64 [10], its AP at IoU 0.50, 0.55, ..., 0.95; None for a classification slice.
+      group: which slices of a report it is shown with, such as "best".
     """
 
-    example: Any
+    part: str
+    file: str
     image: np.ndarray
-    prediction: Prediction | None = None
+    prediction: Prediction
+    instances: np.ndarray | None = None
+    label: int | None = None
     figures: np.ndarray | None = None
-    logits: np.ndarray | None = None
+    group: str = ""
 
 
-def segmentation_slices(
-    source: Sequence, predictor: Predictor, evaluator: Evaluator, loading: Loading, stop: Any = None
-) -> Iterator[Evaluated]:
-    """Predicts a segmentation split and adds it to an evaluator, slice by slice.
+def evaluate(
+    sources: Mapping[str, Sequence],
+    predictor: Predictor,
+    mask_type: str,
+    loading: Loading,
+    stop: object = None,
+) -> Evaluator:
+    """Predicts slices and compares with the truth.
 
     Args:
-      source: a segmentation split of `Datasets`.
+      sources: part ("seg", "cls") -> a split of `Datasets`.
       predictor: with masks.
-      evaluator: receives the slices.
-      loading: how they are read.
+      mask_type: `config.data.mask_type`, which says what the lesion classes are.
+      loading: how slices are read.
       stop: looked at between batches: true to stop.
 
-    Yields:
-      Every slice after it was added.
+    Returns:
+      The evaluator, which holds the slices `loading.indices(source)` of every part in this order.
 
     Raises:
       Stopped: the stop was requested.
     """
-    for batch in _batches(source, loading, stop, "segmentation slices"):
-        images = [plain(example.image) for example in batch]
-        predictions = predictor.predict_batch(images)
-        for example, image, prediction in zip(batch, images, predictions, strict=True):
-            figures = evaluator.add_segmentation(
-                prediction, example.instances, example.boxes, example.labels, example.file
-            )
-            yield Evaluated(example, image, prediction, figures)
+    image_classes = short_names(predictor.model_config.image_classes)
+    evaluator = Evaluator(image_classes, lesion_names(mask_type))
+    for part, source in sources.items():
+        for batch in _batches(source, loading, stop, PARTS[part]):
+            images = [plain(example.image) for example in batch]
+            if part == "seg":
+                for example, found in zip(batch, predictor.predict_batch(images), strict=True):
+                    evaluator.add_segmentation(
+                        found, example.instances, example.boxes, example.labels, example.file
+                    )
+            else:
+                for example, row in zip(batch, predictor.class_logits(images), strict=True):
+                    evaluator.add_classification(row, example.label, softmax(row), example.file)
+    return evaluator
 
 
-def classification_slices(
-    source: Sequence, predictor: Predictor, evaluator: Evaluator, loading: Loading, stop: Any = None
-) -> Iterator[Evaluated]:
-    """The same for a classification split; arguments and errors as `segmentation_slices`."""
-    for batch in _batches(source, loading, stop, "classification slices"):
-        images = [plain(example.image) for example in batch]
-        logits = predictor.class_logits(images)
-        for example, image, row in zip(batch, images, logits, strict=True):
-            evaluator.add_classification(row, example.label, softmax(row), example.file)
-            yield Evaluated(example, image, logits=row)
+def predicted_slice(
+    part: str, source: Sequence, index: int, predictor: Predictor
+) -> PredictedSlice:
+    """Predicts one slice of a split, to show it.
+
+    Args:
+      part: "seg" or "cls".
+      source: a split of `Datasets`.
+      index: of the slice.
+      predictor: with masks.
+    """
+    example = source[index]
+    image = plain(example.image)
+    truth = {"instances": example.instances} if part == "seg" else {"label": example.label}
+    return PredictedSlice(part, example.file, image, predictor(image), **truth)
 
 
 def plain(image: np.ndarray) -> np.ndarray:
@@ -117,12 +136,11 @@ def grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield group
 
 
-def _batches(source: Sequence, loading: Loading, stop: Any, name: str) -> Iterator[list]:
+def _batches(source: Sequence, loading: Loading, stop: object, name: str) -> Iterator[list]:
     """Batches of decoded slices, with a progress bar on a terminal."""
-    slices = iterate_slices(source, loading.max_slices, loading.threads, loading.prefetch)
-    with tqdm(
-        total=loading.count(source), desc=name, unit="slice", disable=None, leave=False
-    ) as bar:
+    indices = loading.indices(source)
+    slices = iterate_slices(source, indices, loading.threads, loading.prefetch)
+    with tqdm(total=len(indices), desc=name, unit="slice", disable=None, leave=False) as bar:
         for batch in grouped(slices, loading.batch_size):
             if stop:
                 raise Stopped

@@ -13,7 +13,6 @@ import ml_collections
 import numpy as np
 
 from ssm_jax.checkpoints import load_model
-from ssm_jax.classes import lesion_names, short_names
 from ssm_jax.config import ModelConfig, default_config
 from ssm_jax.data import DataError, open_datasets
 from ssm_jax.evaluation import coco, patients
@@ -21,15 +20,14 @@ from ssm_jax.evaluation.evaluator import Evaluator
 from ssm_jax.evaluation.intervals import intervals
 from ssm_jax.evaluation.predicted_slices import (
     Loading,
-    classification_slices,
-    plain,
-    segmentation_slices,
+    PredictedSlice,
+    evaluate,
+    predicted_slice,
 )
 from ssm_jax.files import json_ready, write_json, write_text_atomically
 from ssm_jax.predictor import Predictor
 from ssm_jax.report import facts, selection
 from ssm_jax.report.evaluation import report
-from ssm_jax.report.slices import SliceReport
 
 FORMAT, VERSION = "ssm_jax evaluation", 1
 METRICS_FILE = "metrics.json"
@@ -112,15 +110,18 @@ def evaluate_checkpoint(
         roi_batch=model_config.image_classes > 0,
     )
     sources = _sources(config, options)
-    names = short_names(model_config.image_classes)
-    evaluator = Evaluator(names, lesion_names(config.data.mask_type))
     threads, prefetch = config.data.threads, config.data.prefetch
     loading = Loading(options.max_slices, predictor.batch_size, threads, prefetch)
-    shown: list[SliceReport] = []
+    evaluator = evaluate(
+        {part: source for part, (source, _) in sources.items()},
+        predictor,
+        config.data.mask_type,
+        loading,
+    )
+    shown: list[PredictedSlice] = []
     data: dict[str, Any] = {}
     for part, (source, training_slices) in sources.items():
-        evaluate = {"seg": _segmentation, "cls": _classification}[part]
-        shown += evaluate(source, predictor, evaluator, loading, options)
+        shown += _shown(part, source, predictor, evaluator, loading, options)
         chosen = loading.indices(source)
         data[part] = facts.data_facts(source, config.data, part, options.split, chosen)
         known = info.config is not None and not getattr(options, f"{part}_dir")
@@ -183,50 +184,30 @@ def _sources(config: ml_collections.ConfigDict, options: Options) -> dict[str, t
     }
 
 
-def _segmentation(
-    source: Any, predictor: Predictor, evaluator: Evaluator, loading: Loading, options: Options
-) -> list[SliceReport]:
-    """Evaluates the segmentation slices; returns those to show."""
-    figures, ranked = [], []
-    for slice_ in segmentation_slices(source, predictor, evaluator, loading):
-        figures.append(slice_.figures)
-        ranked.append(len(slice_.example.boxes) > 0)
-    values = [float(row.mean()) for row in figures]
+def _shown(
+    part: str,
+    source: Any,
+    predictor: Predictor,
+    evaluator: Evaluator,
+    loading: Loading,
+    options: Options,
+) -> list[PredictedSlice]:
+    """The slices of a part that the report shows, in groups; only those with lesions are ranked."""
+    indices = np.array(loading.indices(source))
+    if part == "seg":
+        values = [float(row.mean()) for row in evaluator.per_image]
+        ranked = source.object_counts[indices] > 0
+    else:
+        pairs = zip(evaluator.probabilities, evaluator.labels, strict=True)
+        values, ranked = [float(shares[label]) for shares, label in pairs], None
     chosen = selection.choose(values, options.overlays, options.seed, ranked)
-    indices = loading.indices(source)
     shown = []
-    for group, k in _flat(chosen):
-        example = source[indices[k]]
-        image = plain(example.image)
-        slice_ = SliceReport("seg", group, example.file, image, predictor(image))
-        found = {"instances": example.instances, "figures": figures[k]}
-        shown.append(dataclasses.replace(slice_, **found))
+    for group, members in chosen.items():
+        for k in members:
+            slice_ = predicted_slice(part, source, indices[k], predictor)
+            figures = evaluator.per_image[k] if part == "seg" else None
+            shown.append(dataclasses.replace(slice_, group=group, figures=figures))
     return shown
-
-
-def _classification(
-    source: Any, predictor: Predictor, evaluator: Evaluator, loading: Loading, options: Options
-) -> list[SliceReport]:
-    """Evaluates the classification slices; returns those to show."""
-    for _ in classification_slices(source, predictor, evaluator, loading):
-        pass
-    pairs = zip(evaluator.probabilities, evaluator.labels, strict=True)
-    values = [float(shares[label]) for shares, label in pairs]
-    chosen = selection.choose(values, options.overlays, options.seed)
-    indices = loading.indices(source)
-    shown = []
-    for group, k in _flat(chosen):
-        example = source[indices[k]]
-        image = plain(example.image)
-        prediction = predictor(image)
-        shown.append(
-            SliceReport("cls", group, example.file, image, prediction, label=example.label)
-        )
-    return shown
-
-
-def _flat(chosen: Mapping[str, Sequence[int]]) -> list[tuple[str, int]]:
-    return [(group, index) for group, members in chosen.items() for index in members]
 
 
 def all_figures(evaluator: Evaluator, options: Options) -> dict[str, Any]:
@@ -267,7 +248,7 @@ def _write(
     output: pathlib.Path,
     result: Mapping[str, Any],
     evaluator: Evaluator,
-    shown: Sequence[SliceReport],
+    shown: Sequence[PredictedSlice],
 ) -> None:
     """Writes all files; those of a part that was not evaluated are removed."""
     recorder = evaluator.recorder

@@ -10,6 +10,7 @@ import numpy as np
 from ssm_jax.classes import long_names, short_names
 from ssm_jax.evaluation import coco
 from ssm_jax.evaluation.calibration import Reliability
+from ssm_jax.evaluation.predicted_slices import PredictedSlice
 from ssm_jax.report import charts, paper, slices
 from ssm_jax.report.html import Html, element, join, table
 from ssm_jax.report.page import Section, facts, number, page, with_interval
@@ -19,7 +20,7 @@ _KINDS = {"segm": "masks", "bbox": "boxes"}
 _AP = {"ap50": "AP@0.5", "ap75": "AP@0.75", "ap": "AP@[0.5:0.95]"}
 
 
-def report(result: Mapping[str, Any], shown: Sequence[slices.SliceReport]) -> str:
+def report(result: Mapping[str, Any], shown: Sequence[PredictedSlice]) -> str:
     """The HTML page of an evaluation.
 
     Args:

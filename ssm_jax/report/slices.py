@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from ssm_jax import visualize
+from ssm_jax.evaluation.predicted_slices import PredictedSlice
 from ssm_jax.predictor import Prediction, RoIRows
 from ssm_jax.report import charts
 from ssm_jax.report.html import Html, details, element, join, picture, table
@@ -24,32 +24,7 @@ _TITLES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class SliceReport:
-    """A slice to show.
-
-    Attributes:
-      part: "seg" or "cls".
-      group: "best", "worst" or "random".
-      file: its name.
-      image: uint8 [H, W] or [H, W, 3].
-      prediction: in pixels of this image, with the RoI batch unless there is no module S.
-      instances: uint8 [H, W] label map of the true lesions; None for a classification slice.
-      label: true class; None for a segmentation slice.
-      figures: float [10], per-image AP; None for a classification slice.
-    """
-
-    part: str
-    group: str
-    file: str
-    image: np.ndarray
-    prediction: Prediction
-    instances: np.ndarray | None = None
-    label: int | None = None
-    figures: np.ndarray | None = None
-
-
-def section(slices: Sequence[SliceReport], class_names: Sequence[str]) -> Html:
+def section(slices: Sequence[PredictedSlice], class_names: Sequence[str]) -> Html:
     """All slices, in groups that can be folded.
 
     Args:
@@ -96,7 +71,7 @@ def _keys() -> Html:
     )
 
 
-def _article(slice_: SliceReport, class_names: Sequence[str]) -> Html:
+def _article(slice_: PredictedSlice, class_names: Sequence[str]) -> Html:
     prediction = slice_.prediction
     panels = visualize.slice_panels(slice_.image, prediction, slice_.instances)
     rois = prediction.roi_batch
@@ -122,7 +97,7 @@ def _article(slice_: SliceReport, class_names: Sequence[str]) -> Html:
     return element("article", content, class_="slice")
 
 
-def _says(slice_: SliceReport, class_names: Sequence[str]) -> Html:
+def _says(slice_: PredictedSlice, class_names: Sequence[str]) -> Html:
     """One line: figures of the slice, or the class and whether it is right."""
     prediction = slice_.prediction
     if slice_.figures is not None:
@@ -141,7 +116,7 @@ def _verdict(right: bool) -> str:
     return "verdict right" if right else "verdict wrong"
 
 
-def _shares(slice_: SliceReport, class_names: Sequence[str]) -> Html | None:
+def _shares(slice_: PredictedSlice, class_names: Sequence[str]) -> Html | None:
     """Class probabilities of a classification slice as bars."""
     if slice_.part != "cls":
         return None

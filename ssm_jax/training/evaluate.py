@@ -1,67 +1,29 @@
-"""Evaluation of a model on the test splits."""
+"""The evaluation of a state while it is trained."""
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 
 from ssm_jax import visualize
-from ssm_jax.classes import lesion_names, long_names, short_names
+from ssm_jax.classes import long_names
 from ssm_jax.config import ModelConfig
-from ssm_jax.data import Datasets, iterate_slices
-from ssm_jax.data.batches import segmentation_arrays
-from ssm_jax.evaluation import Evaluator
-from ssm_jax.evaluation.predicted_slices import (
-    Loading,
-    Stopped,
-    classification_slices,
-    grouped,
-    segmentation_slices,
-)
-from ssm_jax.predictor import Prediction, Predictor
+from ssm_jax.data import Datasets
+from ssm_jax.data.batches import iterate_slices, segmentation_arrays, spread
+from ssm_jax.evaluation.predicted_slices import Loading, evaluate, grouped, predicted_slice
+from ssm_jax.predictor import Predictor
 from ssm_jax.training.interrupt import StopRequest
 from ssm_jax.training.state import TrainState
 
-__all__ = ["SUMMARY", "Example", "Stopped", "evaluate", "reestimated_batch_stats", "summary"]
 
-SUMMARY = ("ap50", "ap", "coco_segm_AP50", "accuracy", "sensitivity_covid", "f1_weighted")
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """A test slice and what the model says of it, for a picture.
-
-    Attributes:
-      file: name of the slice.
-      image: uint8 [H, W] or [H, W, 3].
-      prediction: in pixels of this image.
-      instances: uint8 [H, W] label map of the true lesions; None for a classification slice.
-      label: true class; None for a segmentation slice.
-    """
-
-    file: str
-    image: np.ndarray
-    prediction: Prediction
-    instances: np.ndarray | None = None
-    label: int | None = None
-
-    def draw(self, path: pathlib.Path) -> None:
-        """Writes the picture."""
-        names = long_names(len(self.prediction.class_logits))
-        picture = visualize.overlay(
-            self.image, self.prediction, self.instances, self.label, names, title=self.file
-        )
-        picture.save(path)
-
-
-def evaluate(
+def evaluate_variables(
     config: ml_collections.ConfigDict,
+    model: ModelConfig,
     datasets: Datasets,
     variables: Mapping[str, Any],
     stop: StopRequest | None = None,
@@ -70,7 +32,8 @@ def evaluate(
     """Predicts the test splits and compares with the truth.
 
     Args:
-      config: of the run; `model`, `eval` and the loading part of `data` are read.
+      config: of the run; `eval` and the loading part of `data` are read.
+      model: its model.
       datasets: of the run.
       variables: {"params": ..., "batch_stats": ...}.
       stop: looked at between batches.
@@ -82,36 +45,49 @@ def evaluate(
     Raises:
       Stopped: the stop was requested.
     """
-    settings = config.eval
-    predictor = Predictor(
-        ModelConfig.from_mapping(config.model.to_dict()),
-        variables,
-        score_threshold=settings.score_threshold,
-        nms_threshold=settings.nms_threshold,
-        batch_size=settings.batch_size,
-    )
-    classes = config.model.image_classes
-    evaluator = Evaluator(short_names(classes), lesion_names(config.data.mask_type))
-    loading = Loading(
-        settings.max_slices, settings.batch_size, config.data.threads, config.data.prefetch
-    )
-    # Half of the pictures from either split, if there are two.
-    wanted = settings.overlays if overlays is not None else 0
-    common = (datasets, predictor, evaluator, loading, stop)
-    of_classes = wanted // 2 if classes else 0
-    drawn = list(_segmentation(*common, wanted - of_classes))
-    if classes:
-        drawn += _classification(*common, of_classes)
-    if overlays is not None and drawn:
-        shutil.rmtree(overlays, ignore_errors=True)
-        overlays.mkdir(parents=True)
-        for index, example in enumerate(drawn):
-            example.draw(overlays / f"{index:02d}_{pathlib.Path(example.file).stem}.png")
+    data, settings = config.data, config.eval
     thresholds = {
         "score_threshold": settings.score_threshold,
         "nms_threshold": settings.nms_threshold,
     }
+    predictor = Predictor(model, variables, **thresholds, batch_size=settings.batch_size)
+    loading = Loading(settings.max_slices, settings.batch_size, data.threads, data.prefetch)
+    sources = {"seg": datasets.seg_test}
+    if datasets.cls_test is not None:
+        sources["cls"] = datasets.cls_test
+    evaluator = evaluate(sources, predictor, data.mask_type, loading, stop)
+    if overlays is not None and settings.overlays:
+        _draw(overlays, sources, predictor, loading, settings.overlays)
     return evaluator.metrics() | thresholds
+
+
+def _draw(
+    folder: pathlib.Path,
+    sources: Mapping[str, Sequence],
+    predictor: Predictor,
+    loading: Loading,
+    wanted: int,
+) -> None:
+    """Pictures of slices of either part, evenly spread over those with lesions or a class."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    indices = {part: np.array(loading.indices(source)) for part, source in sources.items()}
+    indices["seg"] = indices["seg"][sources["seg"].object_counts[indices["seg"]] > 0]
+    counts = {"cls": wanted // 2 if "cls" in sources else 0}
+    counts["seg"] = wanted - counts["cls"]
+    drawn = [
+        (part, indices[part][k])
+        for part in sources
+        if counts[part]
+        for k in spread(len(indices[part]), counts[part])
+    ]
+    names = long_names(predictor.model_config.image_classes)
+    for number, (part, index) in enumerate(drawn):
+        shown = predicted_slice(part, sources[part], index, predictor)
+        picture = visualize.overlay(
+            shown.image, shown.prediction, shown.instances, shown.label, names, title=shown.file
+        )
+        picture.save(folder / f"{number:02d}_{pathlib.Path(shown.file).stem}.png")
 
 
 def reestimated_batch_stats(
@@ -135,69 +111,11 @@ def reestimated_batch_stats(
     usable = np.flatnonzero(source.object_counts)
     # Slices are taken again where there are fewer than one batch.
     count = max(min(config.eval.bn_slices, len(usable)) // size, 1) * size
-    picked = _Picked(source, [usable[k * len(usable) // count] for k in range(count)])
-    slices = iterate_slices(picked, 0, config.data.threads, config.data.prefetch)
+    chosen = np.resize(usable[spread(len(usable), count)], count)
+    slices = iterate_slices(source, chosen, config.data.threads, config.data.prefetch)
     average = state.batch_stats
     for seen, group in enumerate(grouped(slices, size)):
         arrays = [segmentation_arrays(example, datasets) for example in group]
         images, sizes = (np.stack([a[name] for a in arrays]) for name in ("image", "image_size"))
         average = estimator(state.params, average, images, sizes, np.float32(seen))
     return average
-
-
-def summary(metrics: Mapping[str, Any]) -> str:
-    """The main figures in one line."""
-    return ", ".join(
-        f"{name} {metrics[name]:.3f}" for name in SUMMARY if metrics.get(name) is not None
-    )
-
-
-def _segmentation(datasets, predictor, evaluator, loading, stop, wanted) -> Iterator[Example]:
-    """Adds the segmentation slices; yields `wanted` examples, spread over slices with lesions."""
-    source = datasets.seg_test
-    with_lesions = sum(source.object_counts > 0)
-    spread = _Spread(min(loading.count(source), with_lesions), wanted)
-    for slice_ in segmentation_slices(source, predictor, evaluator, loading, stop):
-        example = slice_.example
-        if len(example.boxes) and spread.take():
-            instances = example.instances
-            yield Example(example.file, slice_.image, slice_.prediction, instances=instances)
-
-
-def _classification(datasets, predictor, evaluator, loading, stop, wanted) -> Iterator[Example]:
-    """Adds the classification slices; yields `wanted` examples, spread over all."""
-    source = datasets.cls_test
-    spread = _Spread(loading.count(source), wanted)
-    for slice_ in classification_slices(source, predictor, evaluator, loading, stop):
-        if spread.take():
-            file, label = slice_.example.file, slice_.example.label
-            yield Example(file, slice_.image, predictor(slice_.image), label=label)
-
-
-class _Picked(Sequence):
-    """Some examples of a source."""
-
-    def __init__(self, source: Sequence, indices: Sequence[int]):
-        self._source = source
-        self._indices = indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> Any:
-        return self._source[self._indices[index]]
-
-
-class _Spread:
-    """Takes `wanted` of `count` things, evenly spread."""
-
-    def __init__(self, count: int, wanted: int):
-        self._every = max(count // wanted, 1) if wanted else 0
-        self._wanted = wanted
-        self._seen = 0
-
-    def take(self) -> bool:
-        taken = self._wanted > 0 and self._seen % self._every == 0
-        self._seen += 1
-        self._wanted -= taken
-        return taken

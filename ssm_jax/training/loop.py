@@ -28,10 +28,12 @@ from ssm_jax import sharding
 from ssm_jax.checkpoints import saved_steps
 from ssm_jax.config import ModelConfig, validate
 from ssm_jax.data import Datasets, TrainBatches, make_train_iterator, open_datasets
+from ssm_jax.evaluation.evaluator import summary
+from ssm_jax.evaluation.predicted_slices import Stopped
 from ssm_jax.files import json_ready, write_json
 from ssm_jax.training import initialize
 from ssm_jax.training import workdir as workdir_lib
-from ssm_jax.training.evaluate import Stopped, evaluate, reestimated_batch_stats, summary
+from ssm_jax.training.evaluate import evaluate_variables, reestimated_batch_stats
 from ssm_jax.training.interrupt import StopRequest
 from ssm_jax.training.metrics import (
     METRICS_FILE,
@@ -274,7 +276,9 @@ class _Run:
         variables = {"params": state.params, "batch_stats": batch_stats}
         overlays = self.workdir / "overlays" if first and step == self.plan.total else None
         stop = self.stop if alone else None
-        metrics = evaluate(self.config, self.datasets, variables, stop, overlays)
+        metrics = evaluate_variables(
+            self.config, self.model, self.datasets, variables, stop, overlays
+        )
         self.writer.write(step, "evaluation", metrics)
         metrics = json_ready({"step": step, **metrics})
         if first:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from ssm_jax.data import TrainBatches, iterate_slices, make_train_iterator, open_datasets
+from ssm_jax.data.batches import spread
 from ssm_jax.ops.resizing import resize_bilinear, resize_nearest
 from tests.helpers.data_tools import cls_folder, lesion_mask, noise, save, seg_folder, small_config
 
@@ -221,11 +222,12 @@ def test_slices_without_lesions_are_drawn_too(from_folders, tmp_path):
 @pytest.mark.parametrize("threads", [1, 3])
 def test_iterating_over_a_split(phantom, threads):
     _, datasets = phantom
-    files = [example.file for example in iterate_slices(datasets.cls_train, threads=threads)]
+    source = datasets.cls_train
+    files = [e.file for e in iterate_slices(source, range(len(source)), threads)]
     assert files == datasets.cls_train.files
-    some = [e.file for e in iterate_slices(datasets.cls_train, limit=3, threads=threads, ahead=1)]
+    some = [e.file for e in iterate_slices(source, spread(len(source), 3), threads, ahead=1)]
     assert some == [datasets.cls_train.files[k] for k in (0, 3, 6)]
-    assert len(list(iterate_slices(datasets.seg_test, limit=50))) == 3
+    assert spread(3, 50) == spread(3, 0) == [0, 1, 2]
 
 
 def test_index_out_of_range(phantom):

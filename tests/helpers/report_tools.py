@@ -3,10 +3,10 @@
 import numpy as np
 
 from ssm_jax.evaluation import Evaluator
+from ssm_jax.evaluation.predicted_slices import PredictedSlice
 from ssm_jax.files import json_ready
 from ssm_jax.predictor import RoIRows, softmax
 from ssm_jax.report import evaluate
-from ssm_jax.report.slices import SliceReport
 from tests.helpers.fake_predictions import blob, box_of, label_map, prediction
 
 H, W = 48, 64
@@ -40,7 +40,8 @@ def filled(seed=0, seg=8, cls=24, classes=("normal", "cp", "covid")):
         figures = evaluator.add_segmentation(made, instances, boxes, file_name=file)
         image = rng.integers(0, 200, (H, W), np.uint8)
         group = ("best", "worst", "random")[k % 3]
-        slices.append(SliceReport("seg", group, file, image, made, instances, figures=figures))
+        truth = {"instances": instances, "figures": figures}
+        slices.append(PredictedSlice("seg", file, image, made, group=group, **truth))
     for k in range(cls):
         label, logits = k % len(classes), rng.normal(0, 2, len(classes)).astype(np.float32)
         file = f"{label}_p{k}_1_{k}.png"
@@ -50,7 +51,7 @@ def filled(seed=0, seg=8, cls=24, classes=("normal", "cp", "covid")):
             made.roi_batch = roi_rows(rng, 20)
             image = rng.integers(0, 200, (H, W, 3), np.uint8)
             group = ("best", "worst", "random")[k]
-            slices.append(SliceReport("cls", group, file, image, made, label=label))
+            slices.append(PredictedSlice("cls", file, image, made, label=label, group=group))
     return evaluator, slices
 
 

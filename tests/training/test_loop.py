@@ -16,10 +16,11 @@ import pytest
 from ssm_jax.checkpoints import load_model
 from ssm_jax.config import validate
 from ssm_jax.data import open_datasets
+from ssm_jax.evaluation.predicted_slices import Stopped
 from ssm_jax.predictor import Predictor
 from ssm_jax.training import evaluate as evaluation
 from ssm_jax.training import loop
-from ssm_jax.training.evaluate import Stopped, reestimated_batch_stats
+from ssm_jax.training.evaluate import reestimated_batch_stats
 from ssm_jax.training.interrupt import StopRequest
 from ssm_jax.training.loop import Plan, TrainingError, train
 from ssm_jax.training.metrics import read_lines
@@ -222,7 +223,7 @@ def fake(monkeypatch):
 
     steps.evaluations = []
 
-    def evaluate(config, datasets, variables, stop, overlays):
+    def evaluate(config, model, datasets, variables, stop, overlays):
         steps.evaluations.append(float(variables["params"]["seen"]))
         if stop:
             raise Stopped
@@ -230,7 +231,7 @@ def fake(monkeypatch):
 
     monkeypatch.setattr(loop, "_start_compiling", start_compiling)
     monkeypatch.setattr(loop, "create_state", create)
-    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr(loop, "evaluate_variables", evaluate)
     return steps
 
 
@@ -251,16 +252,16 @@ def test_a_signal_saves_and_ends(fake, data_dir, tmp_path, monkeypatch, where, n
     expected = train(fake_config(data_dir), tmp_path / "whole")
     former = signal.getsignal(number)
     at = {"iteration": 5, "evaluation": 4}[where]
-    original = loop.evaluate
+    original = loop.evaluate_variables
     if where == "iteration":
         fake.on_step = lambda step: os.kill(os.getpid(), number) if step == at else None
     else:
 
-        def evaluate(config, datasets, variables, stop, overlays):
+        def evaluate(config, model, datasets, variables, stop, overlays):
             os.kill(os.getpid(), number)
-            return original(config, datasets, variables, stop, overlays)
+            return original(config, model, datasets, variables, stop, overlays)
 
-        monkeypatch.setattr(loop, "evaluate", evaluate)
+        monkeypatch.setattr(loop, "evaluate_variables", evaluate)
     workdir = tmp_path / "stopped"
     train(fake_config(data_dir), workdir)
     assert signal.getsignal(number) is former
@@ -268,7 +269,7 @@ def test_a_signal_saves_and_ends(fake, data_dir, tmp_path, monkeypatch, where, n
     with RunCheckpoints(workdir) as checkpoints:
         assert checkpoints.metrics(at) is None
     fake.on_step = lambda step: None
-    monkeypatch.setattr(loop, "evaluate", original)
+    monkeypatch.setattr(loop, "evaluate_variables", original)
     assert train(fake_config(data_dir), workdir) == expected
     lines = (workdir / "metrics.jsonl").read_bytes()
     assert lines == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
@@ -391,7 +392,7 @@ def test_the_evaluation_predicts_by_its_own_settings(data_dir, monkeypatch):
     settings = {"score_threshold": 0.2, "nms_threshold": 0.4, "batch_size": 3}
     config.eval.update(settings)
     with pytest.raises(Told) as told:
-        evaluation.evaluate(config, open_datasets(config), {})
+        evaluation.evaluate_variables(config, validate(config), open_datasets(config), {})
     assert told.value.args == (settings,)
 
 

@@ -12,8 +12,9 @@ from ssm_jax import visualize
 from ssm_jax.checkpoints import load_model
 from ssm_jax.config import validate
 from ssm_jax.data import open_datasets
+from ssm_jax.evaluation import predicted_slices
 from ssm_jax.predictor import Predictor, load
-from ssm_jax.training import evaluate as evaluation
+from ssm_jax.training.evaluate import evaluate_variables
 from ssm_jax.training.loop import train
 from ssm_jax.training.metrics import read_lines
 from tests.helpers import tiny
@@ -107,19 +108,20 @@ def test_two_lesion_and_two_image_classes_through_evaluation(data_dir, tmp_path,
     variables = tiny.random_variables(model)
     seen = []
 
-    class Recording(evaluation.Evaluator):
+    class Recording(predicted_slices.Evaluator):
         def __init__(self, *args):
             super().__init__(*args)
             seen.append(self)
 
-    monkeypatch.setattr(evaluation, "Evaluator", Recording)
+    monkeypatch.setattr(predicted_slices, "Evaluator", Recording)
     datasets = open_datasets(config)
-    metrics = evaluation.evaluate(config, datasets, variables, overlays=tmp_path / "pictures")
+    pictures = tmp_path / "pictures"
+    metrics = evaluate_variables(config, model, datasets, variables, overlays=pictures)
     assert {"sensitivity_normal", "sensitivity_covid", "f1_macro"} <= set(metrics)
     assert "sensitivity_cp" not in metrics and "f1_weighted_paper" not in metrics
     assert np.shape(metrics["confusion"]) == (2, 2)
     assert metrics["cls_slices"] == len(datasets.cls_test) == 3
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+    assert len(list(pictures.glob("*.png"))) == 2
     (recorder,) = [evaluator.recorder for evaluator in seen]
     categories = [(entry["id"], entry["name"]) for entry in recorder.truth["categories"]]
     assert categories == [(1, "ground glass"), (2, "consolidation")]
