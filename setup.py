@@ -28,10 +28,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ssm_jax*"]),
-    package_data={
-        "ssm_jax.report": ["*.css", "*.js", "*.json"],
-        "ssm_jax.serve": ["*.css", "*.js"],
-    },
+    package_data={"ssm_jax.report": ["*.json", "templates/*"]},
     install_requires=[
         "absl-py>=2.1,<3",
         "array-record>=0.5,<1",
@@ -41,6 +38,8 @@ setup(
         # needed by tensorflow-datasets, which does not say so
         "importlib-resources>=5,<8",
         "jax>=0.7,<0.12",
+        "jinja2>=3.1.6,<4",
+        "markupsafe>=2.1,<4",
         "ml-collections>=1.0,<2",
         "ml-dtypes>=0.5,<1",
         "numpy>=2.0,<3",

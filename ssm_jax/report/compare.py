@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+from markupsafe import Markup
 
 from ssm_jax.report import paper
 from ssm_jax.report.evaluation import paper_entry
-from ssm_jax.report.html import Html, element, join, table
-from ssm_jax.report.page import Section, number, page
+from ssm_jax.report.page import Section, number, page, parts
 from ssm_jax.report.tables import escaped, markdown_table
 
+_PARTS = parts("comparison.html")
 _SPLITS = {
     "training": "Training",
     "validation": "Validation",
@@ -81,14 +83,14 @@ def html(evaluations: Sequence[Evaluation], command: str, date: str) -> str:
       command: the command line.
       date: of the comparison.
     """
-    sections = [
-        Section(item.id, item.title, join(_html_table(item), element("p", item.note)))
-        for item in tables(evaluations)
-    ]
-    listed = element("ul", [element("li", line) for line in _sources(evaluations)])
-    made = element("p", "Command: ", element("code", command))
-    source = element("p", f"Paper: {paper.results()['source']}")
-    sections.append(Section("sources", "Sources", join(source, listed, made)))
+    sections = []
+    for item in tables(evaluations):
+        rows = [[first, *map(_split_interval, rest)] for _, (first, *rest) in item.rows]
+        faint = [k for k, (of_paper, _) in enumerate(item.rows) if of_paper]
+        figures = _PARTS.figures(item.head, rows, faint, item.note)
+        sections.append(Section(item.id, item.title, figures))
+    sources = _PARTS.sources(paper.results()["source"], _sources(evaluations), command)
+    sections.append(Section("sources", "Sources", sources))
     lead = ", ".join(evaluation.name for evaluation in evaluations)
     return page("Models side by side", lead, sections, f"Made by ssm_jax on {date}.")
 
@@ -141,21 +143,14 @@ def _split_cells(data: Mapping[str, Any]) -> list[str]:
 
 def _segmentation(evaluations: Sequence[Evaluation]) -> Table:
     names = {"ap50": "AP@0.5", "ap75": "AP@0.75", "ap": "AP@[0.5:0.95]"}
-    ranks = _ranks(evaluations, "ap")
-    head = ["Model", *names.values(), "COCO AP, masks", "COCO AP, boxes", "Rank"]
-    rows: list[tuple[bool, Sequence[str]]] = []
-    for evaluation, rank in zip(evaluations, ranks, strict=True):
-        cells = [_figure(evaluation, n) for n in (*names, "coco_segm_AP", "coco_bbox_AP")]
-        rows.append((False, [_name(evaluation), *cells, rank]))
-        entry = paper_entry(evaluation.result["model"])
-        if entry:
-            printed = [f"{entry['table2'][n]:.4f}" for n in names]
-            rows.append((True, ["paper", *printed, "", "", f"{entry['table2']['rank']} of 12"]))
+    beside = {"coco_segm_AP": "COCO AP, masks", "coco_bbox_AP": "COCO AP, boxes"}
     note = (
         "AP is the mean over slices of a per-image AP, ranked by its mean over thresholds; the two "
         "COCO columns are pycocotools' AP. With 95% bootstrap intervals. The paper's test "
         "slices are others than ours, unless Sources says so."
     )
+    head = ["Model", *names.values(), *beside.values(), "Rank"]
+    rows = _ranked(evaluations, "table2", names, beside, "ap")
     return Table("table-2", "Table 2: average precision", head, rows, note)
 
 
@@ -167,24 +162,41 @@ def _classification(evaluations: Sequence[Evaluation]) -> Table:
         "accuracy": "Overall",
         "f1_weighted": "F1 score",
     }
-    ranks = _ranks(evaluations, "f1_weighted")
-    head = ["Model", *names.values(), "F1, macro", "Rank"]
-    rows: list[tuple[bool, Sequence[str]]] = []
-    for evaluation, rank in zip(evaluations, ranks, strict=True):
-        cells = [_figure(evaluation, n) for n in (*names, "f1_macro")]
-        rows.append((False, [_name(evaluation), *cells, rank]))
-        entry = paper_entry(evaluation.result["model"])
-        if entry:
-            table3 = entry["table3"]
-            printed = [
-                f"{table3[n]:.2f}%" if n in paper.PERCENT else f"{table3[n]:.4f}" for n in names
-            ]
-            rows.append((True, ["paper", *printed, "", f"{table3['rank']} of 12"]))
     note = (
         "Sensitivity of each class, overall accuracy, and F1 weighted by the classes' shares, by "
         "which models are ranked. With 95% bootstrap intervals."
     )
+    head = ["Model", *names.values(), "F1, macro", "Rank"]
+    rows = _ranked(evaluations, "table3", names, ["f1_macro"], "f1_weighted")
     return Table("table-3", "Table 3: classification", head, rows, note)
+
+
+def _ranked(
+    evaluations: Sequence[Evaluation],
+    table: str,
+    names: Collection[str],
+    beside: Collection[str],
+    by: str,
+) -> list[tuple[bool, Sequence[str]]]:
+    """Rows of figures and a rank.
+
+    Args:
+      evaluations: in the order of the rows.
+      table: of the paper.
+      names: figures of it.
+      beside: figures that the paper does not print.
+      by: figure that ranks are of.
+    """
+    rows: list[tuple[bool, Sequence[str]]] = []
+    for evaluation, rank in zip(evaluations, _ranks(evaluations, by), strict=True):
+        figures = [_figure(evaluation, name) for name in (*names, *beside)]
+        rows.append((False, [_name(evaluation), *figures, rank]))
+        entry = paper_entry(evaluation.result["model"])
+        if entry:
+            printed = [paper.printed(name, entry[table][name]) for name in names]
+            place = f"{entry[table]['rank']} of 12"
+            rows.append((True, ["paper", *printed, *[""] * len(beside), place]))
+    return rows
 
 
 def _figure(evaluation: Evaluation, name: str) -> str:
@@ -234,20 +246,9 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:.2f}M"
 
 
-def _html_table(item: Table) -> Html:
-    body = []
-    for of_paper, cells in item.rows:
-        if of_paper:
-            first = element("th", cells[0], scope="row", class_="paper")
-            body.append([first, *(element("td", text, class_="paper") for text in cells[1:])])
-        else:
-            body.append([cells[0], *(_split_interval(text) for text in cells[1:])])
-    return table(list(item.head), body)
-
-
-def _split_interval(text: str) -> Html:
+def _split_interval(text: str) -> Markup | str:
     """A figure with its interval on a line of its own."""
     value, bracket, rest = text.partition(" [")
     if not bracket:
-        return join(text)
-    return join(value, element("small", rest.rstrip("]").replace(", ", " – ")))
+        return text
+    return Markup("{}<small>{}</small>").format(value, rest.rstrip("]").replace(", ", " – "))

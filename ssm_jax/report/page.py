@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import importlib.resources
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from ssm_jax.report.html import Html, element, join
+import jinja2
+from markupsafe import Markup
 
 NOTICE = (
     "Research software. It is not a medical device and must not be used for diagnosis. Figures "
     "describe this model on these slices only."
 )
-# The browser itself then refuses whatever is not in the page.
-ALONE = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+# The browser itself refuses whatever is not in the page, scripts that were not written into it by
+# this program included.
+_POLICY = (
+    "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
+    "style-src 'unsafe-inline'; script-src"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +30,52 @@ class Section:
 
     id: str
     title: str
-    content: Html
+    content: Markup
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A figure that stands out: its title, the figure, lines below it, and perhaps a meter."""
+
+    title: str
+    figure: str
+    notes: Sequence[str] = ()
+    meter: Markup | str = ""
+
+
+def number(value: float | None, form: str = ".4f") -> str:
+    """A number as text; a dash where it is not defined."""
+    return "–" if value is None or value != value else format(value, form)
+
+
+def with_interval(
+    value: float | None, interval: Sequence[float | None] | None, form: str = ".4f"
+) -> Markup | str:
+    """A number and, below it, its interval where that is defined."""
+    shown = number(value, form)
+    if not interval or interval[0] is None or interval[1] is None:
+        return shown
+    low, high = (format(end, form) for end in interval)
+    return Markup("{}<small>{} – {}</small>").format(shown, low, high)
+
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader(__package__),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_TEMPLATES.filters["number"] = number
+
+
+def parts(template: str) -> Any:
+    """The macros of a template, as functions that return HTML; arguments are escaped.
+
+    Args:
+      template: name of a file in `templates`, such as "scan.html".
+    """
+    return _TEMPLATES.get_template(template).module
 
 
 def page(
@@ -31,9 +83,9 @@ def page(
     lead: str,
     sections: Sequence[Section],
     footer: str,
-    style: str = "",
-    script: str = "",
-    policy: str = ALONE,
+    styles: Sequence[str] = (),
+    scripts: Sequence[str] = (),
+    connects: bool = False,
 ) -> str:
     """The whole document.
 
@@ -42,77 +94,33 @@ def page(
       lead: a line below it.
       sections: in order; each gets a link in the navigation.
       footer: last line.
-      style: a style sheet that the page needs besides the common one.
-      script: the same.
-      policy: its Content-Security-Policy; by default that of a page that asks for nothing.
+      styles: names of style sheets that it needs besides the common one, files in `templates`.
+      scripts: the same of scripts.
+      connects: whether its scripts may ask the server that it came from.
 
     Returns:
       The text of an HTML file.
     """
-    links = [element("li", element("a", s.title, href=f"#{s.id}")) for s in sections]
-    tools = [
-        element("button", "Unfold all", id="fold", type="button"),
-        element("button", "Dark", id="theme", type="button", aria_label="switch light and dark"),
-    ]
-    body = [
-        element("a", "Skip to the content", class_="skip", href="#content"),
-        element(
-            "header",
-            element("h1", title),
-            element("p", lead, class_="lead"),
-            element("p", NOTICE, class_="notice", role="note"),
-            class_="top",
-        ),
-        element(
-            "nav",
-            element("ul", links, element("li", tools, class_="tools")),
-            aria_label="Sections",
-        ),
-        element("main", [_section(s) for s in sections], id="content"),
-        element("footer", footer),
-        [element("script", Html(text)) for text in (resource("script.js"), script) if text],
-    ]
-    head = [
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("link", rel="icon", href="data:,"),
-        element("title", title),
-        [element("style", Html(text)) for text in (resource("style.css"), style) if text],
-    ]
-    whole = element("html", element("head", head), element("body", body), lang="en")
-    return f"<!DOCTYPE html>\n{whole}\n"
+    codes = [_resource(name) for name in ("script.js", *scripts)]
+    policy = " ".join([_POLICY, *(f"'sha256-{_sha256(code)}'" for code in codes)])
+    if connects:
+        policy += "; connect-src 'self'"
+    return _TEMPLATES.get_template("page.html").render(
+        title=title,
+        lead=lead,
+        notice=NOTICE,
+        sections=sections,
+        footer=footer,
+        policy=policy,
+        styles=[Markup(_resource(name)) for name in ("style.css", *styles)],
+        scripts=[Markup(code) for code in codes],
+    )
 
 
-def facts(rows: Mapping[str, Any]) -> Html:
-    """A table of names and values; None is left out."""
-    cells = [[name, value] for name, value in rows.items() if value is not None]
-    body = [element("tr", element("th", n, scope="row"), element("td", v)) for n, v in cells]
-    return element("div", element("table", element("tbody", body), class_="facts"), class_="scroll")
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def number(value: float | None, form: str = ".4f") -> str:
-    """A number in a table; a dash where it is not defined."""
-    return "–" if value is None or value != value else format(value, form)
-
-
-def with_interval(
-    value: float | None, interval: Sequence[float | None] | None, form: str = ".4f"
-) -> Html:
-    """A number and, below it, its interval where that is defined."""
-    shown = join(number(value, form))
-    if not interval or interval[0] is None or interval[1] is None:
-        return shown
-    low, high = (format(end, form) for end in interval)
-    return join(shown, element("small", f"{low} – {high}"))
-
-
-def resource(name: str, package: str = __package__) -> str:
-    """The text of a style sheet or script that lies beside the modules of a package."""
-    return importlib.resources.files(package).joinpath(name).read_text(encoding="utf-8")
-
-
-def _section(section: Section) -> Html:
-    heading = element("h2", section.title, id=f"{section.id}-title")
-    labelled = f"{section.id}-title"
-    return element("section", heading, section.content, id=section.id, aria_labelledby=labelled)
+def _resource(name: str) -> str:
+    files = importlib.resources.files(__package__)
+    return files.joinpath("templates", name).read_text(encoding="utf-8")

@@ -60,6 +60,13 @@ def as_fraction(name: str, value: float) -> float:
     return value / 100 if name in PERCENT else value
 
 
+def printed(name: str, value: float | None) -> str:
+    """A figure of Tables 2 and 3 as the paper prints it; a dash where it prints none."""
+    if value is None:
+        return "–"
+    return f"{value:.2f}%" if name in PERCENT else f"{value:.4f}"
+
+
 def label(system: str | None, backbone: str, blocks: int, other: str = "") -> str:
     """A model's name in the paper's notation: "SSMˢ (ResNet18+FPN)**".
 

@@ -1,14 +1,17 @@
 """The report: well-formed, complete, self-contained, and every text escaped."""
 
+import base64
+import hashlib
 import html.parser
 import json
 import re
 
 import numpy as np
 import pytest
+from markupsafe import Markup
 
 from ssm_jax.report import charts, compare, evaluation, paper, selection, slices
-from ssm_jax.report.html import Html, element, join, table
+from ssm_jax.report.page import Section, page, parts
 from tests.helpers.report_tools import HOSTILE, roi_rows, sample
 
 VOID = {"br", "hr", "img", "input", "link", "meta"}
@@ -36,12 +39,13 @@ class Page(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.tags and self.tags[-1] == ("script", {"type": "application/json"}):
+        element = self.open[-1] if self.open else ""
+        if element == "script" and self.tags[-1][1].get("type") == "application/json":
             self.data.append(json.loads(data))
-        elif self.open and self.open[-1] not in ("script", "style"):
+        elif element not in ("script", "style", ""):
             self.text += data
         else:
-            self.texts.setdefault(self.open[-1] if self.open else "", []).append(data)
+            self.texts.setdefault(element, []).append(data)
 
     def all(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
@@ -186,14 +190,34 @@ def test_choice_of_slices():
     assert selection.choose(values, 0, 0) == {"best": [], "worst": [], "random": []}
 
 
-def test_elements_escape_text_and_attributes():
-    made = element("p", "<b>", 3, None, [element("i", "&")], class_="a\"<'", hidden=True, id=None)
-    assert made == '<p class="a&quot;&lt;&#x27;" hidden>&lt;b&gt;3<i>&amp;</i></p>'
-    assert element("br") == "<br>"
-    assert join("a<", Html("<b>")) == "a&lt;<b>"
-    cells = table(["<h>"], [["<r>", element("td", "x", class_="y")]])
-    assert "&lt;h&gt;" in cells
-    assert '<th scope="row">&lt;r&gt;</th><td class="y">x</td>' in cells
+def test_templates_escape_text_and_attributes():
+    shared = parts("macros.html")
+    made = shared.table(["<h>"], [["<r>", Markup("<i>&</i>"), 3]], caption="a\"<'", faint=[0])
+    assert '<th scope="col">&lt;h&gt;</th>' in made
+    assert "<caption>a&#34;&lt;&#39;</caption>" in made
+    assert (
+        '<tr class="paper"><th scope="row">&lt;r&gt;</th><td><i>&</i></td><td>3</td></tr>' in made
+    )
+    assert "<b>" not in shared.facts({"<b>": "<b>", "none": None})
+    assert "none" not in shared.facts({"none": None})
+    meter = Page(shared.shares({HOSTILE: 0.5, "unknown": None})).all("meter")
+    assert [(m["aria-label"], m["value"]) for m in meter] == [
+        (HOSTILE, "0.5000"),
+        ("unknown", "0.0000"),
+    ]
+    whole = page("<t>", "<l>", [Section("x", "<s>", Markup("<p>&amp;</p>"))], "<f>")
+    assert not re.search("<(t|l|s|f)>", whole)
+    assert "<p>&amp;</p>" in whole
+
+
+def test_the_policy_names_the_scripts_of_the_page():
+    text = page("t", "l", [], "f", scripts=["viewer.js"])
+    read = Page(text)
+    (policy,) = [m["content"] for m in read.all("meta") if "http-equiv" in m]
+    digests = [hashlib.sha256(script.encode()).digest() for script in read.texts["script"]]
+    named = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+    assert policy.endswith(f"script-src {named}")
+    assert len(digests) == 2
 
 
 def test_curves_are_drawn_in_their_place():

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ssm_jax.ops import rle
-from ssm_jax.report import charts, scan
+from ssm_jax.report import charts, pictures, scan
 from ssm_jax.report.page import NOTICE
 from ssm_jax.visualize import PREDICTED_COLORS
 from tests.helpers.report_tools import HOSTILE
@@ -111,17 +111,17 @@ def test_downloads_come_first():
 @pytest.mark.parametrize("shape", [(512, 512), (700, 300, 3)])
 def test_pictures_are_bounded_whatever_they_show(shape, limit):
     noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    data = scan.small_jpeg(noise, limit)
+    data = pictures.bounded_jpeg(Image.fromarray(noise), limit)
     assert len(data) <= limit
     made = Image.open(io.BytesIO(data))
-    assert max(made.size) <= scan.SIDE
+    assert max(made.size) <= pictures.SIDE
     assert made.width / made.height == pytest.approx(shape[1] / shape[0], rel=0.05)
     assert made.mode == ("L" if len(shape) == 2 else "RGB")
 
 
 def test_small_slices_keep_their_pixels():
-    tiny = np.full((3, 5), 77, np.uint8)
-    assert Image.open(io.BytesIO(scan.small_jpeg(tiny, 10))).size == (5, 3)
+    tiny = Image.fromarray(np.full((3, 5), 77, np.uint8))
+    assert Image.open(io.BytesIO(pictures.bounded_jpeg(tiny, 10))).size == (5, 3)
 
 
 def test_a_large_scan_makes_a_page_of_bounded_size(monkeypatch):

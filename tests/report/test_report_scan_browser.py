@@ -195,6 +195,7 @@ def test_several_scans_do_not_mix(browser, tmp_path):
         made_up(5, name="first"),
         made_up(4, unread=(), classes=0, masks=False, name="second"),
         made_up(1, unread=(0,), name="third"),
+        made_up(0, name="empty"),
     ]
     path.write_text(scan_report(scans, {}, 0.05), encoding="utf-8")
     page = opened(browser, path, color_scheme="dark")
