@@ -11,7 +11,7 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ssm_jax/__init__.py").read
 MEDICAL = [
     "highdicom>=0.25,<0.29",
     "nibabel>=5.2,<6",
-    "pydicom>=3.0,<4",
+    "pydicom>=3.0.2,<4",
     "pylibjpeg>=2.0,<3",
     "pylibjpeg-libjpeg>=2.1,<3",
     "pylibjpeg-openjpeg>=2.3,<3",
@@ -25,10 +25,13 @@ setup(
     description="The COVID-19 single-shot model (SSM): lesions and class of a CT slice, in JAX",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=find_packages(include=["ssm_jax*"]),
-    package_data={"ssm_jax.report": ["*.json", "templates/*"]},
+    packages=[*find_packages(include=["ssm_jax*"]), "ssm_jax.configs"],
+    # The configurations lie at the top of the checkout, and in the package where it is installed.
+    package_dir={"ssm_jax.configs": "configs"},
+    package_data={"ssm_jax": ["**/*.css", "**/*.html", "**/*.js", "**/*.json"]},
     install_requires=[
         "absl-py>=2.1,<3",
         "array-record>=0.5,<1",
@@ -68,6 +71,7 @@ setup(
             "pytest>=8.3,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.15,<0.18",
+            "setuptools>=77,<85",  # builds the wheel that a test looks into
         ],
         "docs": [
             "matplotlib>=3.9,<4",
@@ -78,9 +82,9 @@ setup(
         ],
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Medical Science Apps.",
     ],
 )

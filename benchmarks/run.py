@@ -11,12 +11,14 @@ Examples:
     python -m benchmarks.run --json=benchmarks/results/cpu.json --page=docs/performance.md
 """
 
+from __future__ import annotations
+
+import dataclasses
 import json
 import os
 import pathlib
 import platform
-
-from absl import app, flags
+import sys
 
 from ssm_jax.cli import common
 from ssm_jax.report.tables import escaped, markdown_table
@@ -24,14 +26,25 @@ from ssm_jax.report.tables import escaped, markdown_table
 SUITES = ("inference", "training", "scaling", "processes")
 BEGIN, END = "<!-- table of benchmarks: begin -->", "<!-- table of benchmarks: end -->"
 
-_SUITE = flags.DEFINE_multi_enum(
-    "suite", ["inference", "training", "processes"], SUITES, "What is timed; may be repeated."
-)
-_REPEATS = flags.DEFINE_integer("repeats", 7, "Timed runs of each row.", lower_bound=2)
-_JSON = flags.DEFINE_string("json", None, "File that takes all figures.")
-_PAGE = flags.DEFINE_string(
-    "page", None, f"Markdown file that takes the tables, between the lines {BEGIN} and {END}."
-)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags of the program.
+
+    Attributes:
+      suite: Rows to time; may be repeated.
+      repeats: Timed runs of each row.
+      json: File that takes all figures.
+      page: Markdown file that takes the tables, between the lines "<!-- table of benchmarks:
+        begin -->" and "<!-- table of benchmarks: end -->".
+    """
+
+    suite: tuple[str, ...] = dataclasses.field(
+        default=("inference", "training", "processes"), metadata={"choices": SUITES}
+    )
+    repeats: int = dataclasses.field(default=7, metadata={"least": 2})
+    json: pathlib.Path | None = None
+    page: pathlib.Path | None = None
 
 
 def run_suite(suite: str, repeats: int) -> list[dict]:
@@ -106,25 +119,22 @@ def _cell(value: float | None, form: str) -> str:
     return "–" if value is None else format(value, form)
 
 
-def main(argv: list[str]) -> None:
+def main(flags: Flags) -> None:
     """The program."""
-    common.start(argv)
-    page = pathlib.Path(_PAGE.value) if _PAGE.value else None
-    with common.one_line_errors(ValueError, OSError, KeyboardInterrupt):
-        if page:  # before minutes of work, not after
-            common.with_marked(page.read_text(encoding="utf-8"), BEGIN, END, "")
-        suites = {suite: run_suite(suite, _REPEATS.value) for suite in _SUITE.value}
-        results = {"machine": machine(), "repeats": _REPEATS.value, "suites": suites}
-        table = markdown(results)
-        print(table)
-        if _JSON.value:
-            path = pathlib.Path(_JSON.value)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        if page:
-            text = page.read_text(encoding="utf-8")
-            page.write_text(common.with_marked(text, BEGIN, END, table), encoding="utf-8")
+    page = flags.page
+    if page:  # before minutes of work, not after
+        common.with_marked(page.read_text(encoding="utf-8"), BEGIN, END, "")
+    suites = {suite: run_suite(suite, flags.repeats) for suite in flags.suite}
+    results = {"machine": machine(), "repeats": flags.repeats, "suites": suites}
+    table = markdown(results)
+    print(table)
+    if flags.json:
+        flags.json.parent.mkdir(parents=True, exist_ok=True)
+        flags.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if page:
+        text = page.read_text(encoding="utf-8")
+        page.write_text(common.with_marked(text, BEGIN, END, table), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.run("python -m benchmarks.run", __doc__, Flags, main, sys.argv[1:])

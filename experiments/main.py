@@ -3,9 +3,9 @@
 python -m experiments.main --config=configs/scratch_r18.py
 """
 
-from absl import app
+import sys
 
-from ssm_jax.cli.train import main, parse_flags
+from ssm_jax.__main__ import run
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    run(["train", *sys.argv[1:]])

@@ -4,34 +4,65 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 
 COMMANDS = {
     "train": "train a model, evaluate it, and keep checkpoints",
     "predict": "find lesions and the class of slices and scans",
-    "evaluate": "evaluate a model with intervals, and compare evaluations",
+    "evaluate": "evaluate a model on a split, with intervals and a report",
+    "compare": "set evaluations side by side, beside the paper's numbers",
     "serve": "show a page on this machine that takes dropped scans",
     "export": "write a model as one file that runs without this package",
     "prepare-data": "check a published data set and make a folder to train on",
     "import-reference": "read weights of the reference implementation",
     "export-reference": "write weights that the reference implementation reads",
 }
+HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
+
+
+def overview() -> str:
+    """The help of `ssm-jax` itself."""
+    listed = "\n".join(f"  {command:17}{text}" for command, text in COMMANDS.items())
+    return (
+        "Lesions and class of chest CT slices: the COVID-19 single-shot model in JAX.\n\n"
+        f"usage: ssm-jax COMMAND [--flag=value ...]\n\n{listed}\n\n"
+        "ssm-jax COMMAND --help shows the flags of a command, with examples:\n\n"
+        "  ssm-jax train --config=demo\n"
+        "  ssm-jax predict --checkpoint=runs/demo --inputs=slice.png --output_dir=out\n\n"
+        "Not a medical device."
+    )
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Runs a command.
+
+    Args:
+      arguments: its name and its flags, or flags of `ssm-jax` itself.
+
+    Raises:
+      SystemExit: the command failed; the code is a line of text, or a number.
+    """
+    name, *rest = arguments or ["--help"]
+    if name in (*HELP, "help"):
+        print(overview())
+        return
+    if name == "--version":
+        from ssm_jax import __version__
+
+        print(f"ssm-jax {__version__}")
+        return
+    from ssm_jax.cli import common, flags
+
+    if name not in COMMANDS:
+        near = flags.nearest(name, list(COMMANDS))
+        sys.exit(f"error: there is no command {name!r}{near or '; ssm-jax --help lists them'}")
+    program = importlib.import_module(f"ssm_jax.cli.{name.replace('-', '_')}")
+    common.run(f"ssm-jax {name}", program.__doc__, program.Flags, program.main, rest)
 
 
 def main() -> None:
-    """Runs the command that the first argument names."""
-    from absl import app
-
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name not in COMMANDS:
-        listed = "\n".join(f"  {command:17}{text}" for command, text in COMMANDS.items())
-        usage = f"usage: ssm-jax COMMAND [flags]\n\n{listed}\n\nssm-jax COMMAND --help lists flags"
-        if name in ("-h", "--help", "--helpfull", "help"):
-            print(usage)
-            return
-        sys.exit(f"error: there is no command {name!r}\n\n{usage}")
-    program = importlib.import_module(f"ssm_jax.cli.{name.replace('-', '_')}")
-    sys.argv = [f"ssm-jax {name}", *sys.argv[2:]]
-    app.run(program.main, flags_parser=getattr(program, "parse_flags", None))
+    """Runs the command that the command line names."""
+    run(sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def run(tmp_path_factory):
     def run(kind):
         processes, devices = KINDS[kind]
         arguments = training(folder / "data", folder / kind)
-        return folder / kind, finished(job(processes, "main", *arguments, devices=devices))
+        return folder / kind, finished(job(processes, "train", *arguments, devices=devices))
 
     return run
 
@@ -145,7 +145,7 @@ def test_only_the_first_process_tells_and_writes(run):
 def test_a_checkpoint_of_eight_devices_goes_on_with_one(run):
     workdir, _ = run("many")
     arguments = training(workdir.parent / "data", workdir, "train.max_steps=6")
-    (output,) = finished([start("main", *arguments)])
+    (output,) = finished([start("train", *arguments)])
     assert "resumed at step 5 of 6" in output
     assert [line["step"] for line in read_lines(workdir)][-2:] == [6, 6]
 

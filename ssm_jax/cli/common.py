@@ -1,18 +1,53 @@
-"""What the command-line programs share: quiet logs, and errors in one line."""
+"""What the programs share: reading the command line, quiet logs, and errors in one line."""
 
 import contextlib
 import logging
 import pathlib
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
-from absl import app
+from ssm_jax.cli import flags
 
-CHECKPOINT_HELP = (
-    "A run's working directory, its folder of checkpoints, or the folder of one step. Of several "
-    "the best is taken, or the latest where none was evaluated."
-)
+T = TypeVar("T")
+HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
+ABSL_HELP = """Flags of absl:
+
+  --flagfile=PATH
+      Reads flags from a file, one a line.
+  --undefok=TEXT
+      Names of flags, with commas, that may be unknown."""
+
+
+def run(
+    name: str, text: str, kind: type[T], main: Callable[[T], None], arguments: Sequence[str]
+) -> None:
+    """Runs a program, or shows its help.
+
+    Args:
+      name: as it is typed, such as "ssm-jax predict".
+      text: the docstring of its module, see `flags.describe`.
+      kind: the dataclass of its flags, see `ssm_jax.cli.flags`.
+      main: takes that dataclass, filled.
+      arguments: the rest of the command line.
+
+    Raises:
+      SystemExit: it failed; the code is the error in one line, or a number.
+    """
+    asked = next((argument for argument in arguments if argument in HELP), None)
+    if asked:
+        print(flags.describe(name, text, kind))
+        if asked == "--helpfull":
+            print(f"\n{ABSL_HELP}")
+        return
+    set_up_logging()
+    with one_line_errors(ValueError, OSError):
+        try:
+            given = flags.parse(kind, arguments)
+        except flags.UsageError as error:
+            raise ValueError(f"{error} ({name} --help lists the flags)") from error
+        main(given)
 
 
 def start(argv: list[str]) -> None:
@@ -24,6 +59,8 @@ def start(argv: list[str]) -> None:
     Raises:
       UsageError: something was.
     """
+    from absl import app
+
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
     set_up_logging()
@@ -44,18 +81,25 @@ def set_up_logging() -> None:
     own.handlers = [handler]
 
 
-def use_compilation_cache(folder: str | None = None) -> None:
-    """Keeps compiled programs, so that a command started again is at work within seconds.
+def start_jax(folder: str | None = None) -> None:
+    """Finds the devices, and keeps compiled programs: a command started again is soon at work.
 
-    A user's own setting (JAX_COMPILATION_CACHE_DIR) goes first.
+    A user's own setting of that folder (JAX_COMPILATION_CACHE_DIR) goes first.
 
     Args:
       folder: where prepared data are kept; None: the default. Machines that share it keep apart.
+
+    Raises:
+      ValueError: there is no device of the kind that JAX_PLATFORMS asks for.
     """
     import jax
 
     from ssm_jax.config import default_config
 
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # the former where no plugin is installed
+        raise ValueError(no_devices(jax.config.jax_platforms, error)) from error
     # Small programs, of which there are dozens, take as long together as a large one.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     if not jax.config.jax_compilation_cache_dir:
@@ -64,17 +108,33 @@ def use_compilation_cache(folder: str | None = None) -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
 
 
+def no_devices(platforms: str | None, error: Exception) -> str:
+    """A line for JAX's refusal to start: what was asked for, why not, and what helps."""
+    reason = str(error).strip().partition("\n")[0] or "JAX has nothing that runs them"
+    if not platforms:
+        return f"JAX finds no device: {reason}"
+    return (
+        f"JAX_PLATFORMS={platforms} asks for devices that cannot be used: {reason}; unset it, or "
+        "set it to cpu"
+    )
+
+
 @contextlib.contextmanager
 def one_line_errors(*kinds: type[BaseException]) -> Iterator[None]:
     """Ends the program with the message instead of a traceback for errors a user can mend.
 
     Args:
-      *kinds: the exceptions this is done for.
+      *kinds: the exceptions this is done for, besides Ctrl-C and lack of memory.
     """
     try:
         yield
     except kinds as error:
         sys.exit(f"error: {str(error) or type(error).__name__}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)  # as shells have it: 128 + SIGINT
+    except MemoryError as error:
+        sys.exit(f"error: not enough memory: {error}")
 
 
 def require_absent(output: pathlib.Path) -> None:

@@ -13,44 +13,52 @@ Examples:
         --nomasks
 """
 
+from __future__ import annotations
+
+import dataclasses
 import pathlib
 
-from absl import flags
-
-from ssm_jax.cli import common, model_flags
-
-flags.adopt_module_key_flags(model_flags)
-_OUTPUT = flags.DEFINE_string("output", None, "The file; must not exist.", required=True)
-_MASKS = flags.DEFINE_bool("masks", True, "Whether the program predicts masks.")
-_INPUT_TYPE = flags.DEFINE_enum(
-    "input_type",
-    "uint8",
-    ("uint8", "float32"),
-    "What the program takes: grey values of 0 to 255 (uint8) or of 0 to 1 (float32).",
-)
+from ssm_jax.cli import common
+from ssm_jax.cli.model import ModelFlags
 
 
-def main(argv: list[str]) -> None:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags of `export`.
+
+    Attributes:
+      output: The file; must not exist.
+      masks: Whether the program predicts masks.
+      input_type: Grey values that the program takes: 0 to 255 (uint8) or 0 to 1 (float32).
+      model: Which model.
+    """
+
+    output: pathlib.Path
+    masks: bool = True
+    input_type: str = dataclasses.field(default="uint8", metadata={"choices": ("uint8", "float32")})
+    model: ModelFlags
+
+
+def main(flags: Flags) -> None:
     """The program."""
-    common.start(argv)
-    with common.one_line_errors(ValueError, OSError):
-        output = pathlib.Path(_OUTPUT.value)
-        common.require_absent(output)
-        from ssm_jax import checkpoints
-        from ssm_jax.interop import portable
+    output = flags.output
+    common.require_absent(output)
+    common.start_jax()
+    from ssm_jax import checkpoints
+    from ssm_jax.interop import portable
 
-        model_config, variables, info = checkpoints.load_model(model_flags.CHECKPOINT.value)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        facts = portable.write(
-            output,
-            model_config,
-            variables,
-            **model_flags.thresholds(),
-            masks=_MASKS.value,
-            input_type=_INPUT_TYPE.value,
-            step=info.step if info.config else None,
-            mask_type=info.config["data"]["mask_type"] if info.config else None,
-        )
+    model_config, variables, info = checkpoints.load_model(flags.model.checkpoint)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    facts = portable.write(
+        output,
+        model_config,
+        variables,
+        **flags.model.thresholds(info.config),
+        masks=flags.masks,
+        input_type=flags.input_type,
+        step=info.step if info.config else None,
+        mask_type=info.config["data"]["mask_type"] if info.config else None,
+    )
     images = facts["inputs"]["images"]
     shape = ", ".join(map(str, images["shape"]))
     megabytes = output.stat().st_size / 1e6

@@ -11,62 +11,61 @@ Examples:
         --layout=checkpoint
 """
 
+from __future__ import annotations
+
 import dataclasses
 import pathlib
 
 import numpy as np
-from absl import flags
 
 from ssm_jax import files
 from ssm_jax.cli import common
+from ssm_jax.cli.model import CheckpointFlag
 
 LAYOUTS = ("state_dict", "checkpoint")
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint",
-    None,
-    common.CHECKPOINT_HELP,
-    required=True,
-)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "The .npz, .pth or .pt file; must not exist.", required=True
-)
-_LAYOUT = flags.DEFINE_enum(
-    "layout",
-    "state_dict",
-    LAYOUTS,
-    "What a .pth file holds. state_dict: the tensors by name, for model.load_state_dict(). "
-    "checkpoint: a dict with epoch, model_weights (the state dict) and anchor_generator, which is "
-    "what the reference's evaluation and training scripts load. anchor_generator is an OrderedDict "
-    "with attributes sizes and aspect_ratios: all that those scripts ask of it, without a class "
-    "that torch.load would have to import. An .npz file always holds the tensors by name.",
-)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(CheckpointFlag):
+    """Flags of `export-reference`.
+
+    Attributes:
+      output: The .npz, .pth or .pt file; must not exist.
+      layout: Content of a .pth file. state_dict: the tensors by name, for model.load_state_dict().
+        checkpoint: a dict with epoch, model_weights (the state dict) and anchor_generator, which is
+        what the reference's evaluation and training scripts load. anchor_generator is an
+        OrderedDict with attributes sizes and aspect_ratios: all that those scripts ask of it,
+        without a class that torch.load would have to import. An .npz file always holds the tensors
+        by name.
+    """
+
+    output: pathlib.Path
+    layout: str = dataclasses.field(default="state_dict", metadata={"choices": LAYOUTS})
 
 
-def main(argv: list[str]) -> None:
+def main(flags: Flags) -> None:
     """The program."""
-    common.start(argv)
     from ssm_jax import checkpoints
     from ssm_jax.config import ModelConfig
     from ssm_jax.interop import reference_names, weight_files
     from ssm_jax.interop.reference_config import inferred
 
-    with common.one_line_errors(ValueError, OSError):
-        output = pathlib.Path(_OUTPUT.value)
-        if output.suffix.lower() not in weight_files.SUFFIXES:
-            raise ValueError(f"--output={output} must end in {', '.join(weight_files.SUFFIXES)}")
-        as_npz = output.suffix.lower() == ".npz"
-        if as_npz and _LAYOUT.value != "state_dict":
-            raise ValueError("--layout=checkpoint needs an --output that ends in .pth or .pt")
-        common.require_absent(output)
-        model_config, variables, info = checkpoints.load_model(_CHECKPOINT.value)
-        state_dict = reference_names.from_variables(variables, model_config)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if as_npz:
-            write_npz(output, state_dict)
-        else:
-            write_torch(output, state_dict, model_config, info.step)
-        told = ModelConfig.from_mapping(inferred(weight_files.read_weights(output)))
+    output = flags.output
+    if output.suffix.lower() not in weight_files.SUFFIXES:
+        raise ValueError(f"--output={output} must end in {', '.join(weight_files.SUFFIXES)}")
+    as_npz = output.suffix.lower() == ".npz"
+    if as_npz and flags.layout != "state_dict":
+        raise ValueError("--layout=checkpoint needs an --output that ends in .pth or .pt")
+    common.require_absent(output)
+    common.start_jax()
+    model_config, variables, info = checkpoints.load_model(flags.checkpoint)
+    state_dict = reference_names.from_variables(variables, model_config)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if as_npz:
+        write_npz(output, state_dict)
+    else:
+        write_torch(output, state_dict, model_config, info.step, flags.layout)
+    told = ModelConfig.from_mapping(inferred(weight_files.read_weights(output)))
     print(f"{info.path} -> {output}")
     untold = differences(told, model_config)
     if untold:
@@ -85,13 +84,15 @@ def write_npz(path: pathlib.Path, state_dict: dict[str, np.ndarray]) -> None:
         np.savez(file, **state_dict)
 
 
-def write_torch(path: pathlib.Path, state_dict: dict[str, np.ndarray], model_config, step) -> None:
-    """Writes a `.pth` file of the layout that was asked for."""
+def write_torch(
+    path: pathlib.Path, state_dict: dict[str, np.ndarray], model_config, step: int, layout: str
+) -> None:
+    """Writes a `.pth` file of one of the LAYOUTS."""
     from ssm_jax.interop import torch_writer
     from ssm_jax.interop.torch_pickle import Dict
 
     content = Dict(state_dict)
-    if _LAYOUT.value == "checkpoint":
+    if layout == "checkpoint":
         generator = Dict()
         generator.state = {
             "sizes": (tuple(model_config.anchor_sizes),),

@@ -13,88 +13,78 @@ Examples:
     ssm-jax predict --checkpoint=runs/imported --inputs=slice.png --output_dir=out
 """
 
-from typing import Any
+from __future__ import annotations
 
-from absl import flags
+import dataclasses
+from typing import Any
 
 from ssm_jax.cli import common
 from ssm_jax.config import BACKBONES
 
-_WEIGHTS = flags.DEFINE_string("weights", None, "The .pth, .pt or .npz file.", required=True)
-_OUTPUT = flags.DEFINE_string(
-    "output", None, "Folder for the checkpoint; created, and must hold none.", required=True
-)
-_BACKBONE = flags.DEFINE_enum(
-    "backbone", None, BACKBONES, "The network's backbone; default: what the file holds."
-)
-_BLOCKS = flags.DEFINE_enum(
-    "blocks", None, ("2", "3"), "Residual stages that the backbone keeps; default: as in the file."
-)
-_ANCHORS = {
-    "anchor_sizes": flags.DEFINE_list(
-        "anchor_sizes",
-        None,
-        "Sizes of the anchors, pixels. Default: as in the file, or the reference's own 2,4,8,16,32 "
-        "where the file does not tell.",
-    ),
-    "anchor_ratios": flags.DEFINE_list(
-        "anchor_ratios",
-        None,
-        "Heights of the anchors over their widths. Default: as in the file, or the reference's own "
-        "0.1,0.25,0.5,1,1.5,2 where the file does not tell.",
-    ),
-}
-_MAX_GIB = flags.DEFINE_float(
-    "max_gib",
-    2,
-    "A file that is larger or unpacks to more is refused.",
-    lower_bound=0,
-    upper_bound=1024,
-)
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags of `import-reference`.
 
-def given_fields() -> dict[str, Any]:
-    """The fields of ModelConfig that flags set.
-
-    Raises:
-      ValueError: an anchor size or ratio is not a positive number.
+    Attributes:
+      weights: The .pth, .pt or .npz file.
+      output: Folder for the checkpoint; created, and must hold none.
+      backbone: The network's backbone. Default: as in the file.
+      blocks: Residual stages that the backbone keeps. Default: as in the file.
+      anchor_sizes: Sizes of the anchors, pixels. Default: as in the file, or the reference's own
+        2,4,8,16,32 where the file does not tell.
+      anchor_ratios: Heights of the anchors over their widths. Default: as in the file, or the
+        reference's own 0.1,0.25,0.5,1,1.5,2 where the file does not tell.
+      max_gib: A file that is larger or unpacks to more is refused.
     """
-    fields: dict[str, Any] = {}
-    if _BACKBONE.value is not None:
-        fields["backbone"] = _BACKBONE.value
-    if _BLOCKS.value is not None:
-        fields["blocks"] = int(_BLOCKS.value)
-    for name, flag in _ANCHORS.items():
-        if flag.value is not None:
-            try:
-                fields[name] = tuple(float(number) for number in flag.value)
-            except ValueError:
-                fields[name] = ()
-            if not fields[name] or not all(0 < number < 1e6 for number in fields[name]):
-                raise ValueError(f"--{name}={','.join(flag.value)}: give positive numbers")
-    return fields
+
+    weights: str
+    output: str
+    backbone: str | None = dataclasses.field(default=None, metadata={"choices": BACKBONES})
+    blocks: str | None = dataclasses.field(default=None, metadata={"choices": ("2", "3")})
+    anchor_sizes: tuple[float, ...] | None = None
+    anchor_ratios: tuple[float, ...] | None = None
+    max_gib: float = dataclasses.field(default=2.0, metadata={"least": 0, "most": 1024})
+
+    def given_fields(self) -> dict[str, Any]:
+        """The fields of ModelConfig that flags set.
+
+        Raises:
+          ValueError: an anchor size or ratio is not a positive number.
+        """
+        for name in ("anchor_sizes", "anchor_ratios"):
+            numbers = getattr(self, name)
+            if numbers is not None and not all(0 < number < 1e6 for number in numbers):
+                shown = ",".join(f"{number:g}" for number in numbers)
+                raise ValueError(f"--{name}={shown}: give positive numbers")
+        fields = {
+            "backbone": self.backbone,
+            "blocks": self.blocks and int(self.blocks),
+            "anchor_sizes": self.anchor_sizes,
+            "anchor_ratios": self.anchor_ratios,
+        }
+        return {name: value for name, value in fields.items() if value is not None}
 
 
-def main(argv: list[str]) -> None:
+def main(flags: Flags) -> None:
     """The program."""
-    common.start(argv)
     from ssm_jax.interop import weight_files
 
-    path = _WEIGHTS.value
-    with common.one_line_errors(ValueError, OSError):
-        given = given_fields()
-        weights = weight_files.read_weights(path, int(_MAX_GIB.value * 2**30))
+    path = flags.weights
+    given = flags.given_fields()
+    weights = weight_files.read_weights(path, int(flags.max_gib * 2**30))
 
-        # These import JAX, which takes seconds; a file that cannot be read needs none of it.
-        from ssm_jax import checkpoints
-        from ssm_jax.interop import reference_names
-        from ssm_jax.interop.reference_config import infer_config
+    # These import JAX, which takes seconds; a file that cannot be read needs none of it.
+    common.start_jax()
+    from ssm_jax import checkpoints
+    from ssm_jax.interop import reference_names
+    from ssm_jax.interop.reference_config import infer_config
 
-        try:
-            model_config = infer_config(weights, given)
-            variables = reference_names.to_variables(weights.arrays, model_config)
-        except (ValueError, TypeError) as error:  # TypeError: an .npz of no numbers
-            raise ValueError(f"{path}: {error}") from error
-        folder = checkpoints.save_model(_OUTPUT.value, model_config, variables)
+    try:
+        model_config = infer_config(weights, given)
+        variables = reference_names.to_variables(weights.arrays, model_config)
+    except (ValueError, TypeError) as error:  # TypeError: an .npz of no numbers
+        raise ValueError(f"{path}: {error}") from error
+    folder = checkpoints.save_model(flags.output, model_config, variables)
     kind = f"{model_config.backbone}, {model_config.blocks} blocks"
     print(f"{path} ({kind}, {model_config.branches} RoI branches) -> {folder}")

@@ -25,93 +25,76 @@ Examples:
         --inputs=a.png --inputs='scans/*.nii.gz'
 """
 
+from __future__ import annotations
+
+import dataclasses
 import pathlib
 import sys
 
 import numpy as np
-from absl import flags
 
-from ssm_jax.cli import common, model_flags, processes
-from ssm_jax.scans.options import VALUES
-from ssm_jax.scans.summary import RULES, RULES_HELP
+from ssm_jax.cli import common, model
+from ssm_jax.cli.model import ModelFlags, SummaryFlags
+from ssm_jax.cli.processes import ProcessFlags, join
+from ssm_jax.scans.options import InputOptions
 
-flags.adopt_module_key_flags(processes)
-flags.adopt_module_key_flags(model_flags)
-_INPUTS = flags.DEFINE_multi_string(
-    "inputs",
-    None,
-    "File, folder (searched with its subfolders), pattern or zip. Repeat the flag, or list more "
-    "paths after it. Each DICOM series and each volume is a scan; pictures of one folder are one.",
-    required=True,
-)
-_OUTPUT_DIR = flags.DEFINE_string(
-    "output_dir", None, "Folder for everything that is written; created.", required=True
-)
-_MASKS = flags.DEFINE_multi_enum(
-    "masks",
-    ["json"],
-    ["none", "json", "nifti", "dicom-seg", "png"],
-    "Masks to write besides those in predictions.json (json: no others), in masks/: a label volume "
-    "in the source's geometry, a DICOM segmentation of the source series, or a picture a slice. "
-    "Repeat the flag for several. none: predict no masks, which is faster.",
-)
-_OVERLAYS = flags.DEFINE_bool(
-    "overlays", False, "Whether to draw a picture of each slice's prediction, in overlays/."
-)
-_REPORT = flags.DEFINE_string(
-    "report",
-    None,
-    "Name of an HTML page to write: a viewer of all slices, the summary and the facts, in one "
-    "file. In the output folder, unless it is an absolute path.",
-)
-_RULE = flags.DEFINE_enum("rule", "mean", RULES, RULES_HELP)
-_LUNG_MASK = flags.DEFINE_string(
-    "lung_mask",
-    None,
-    "NIfTI volume, not 0 in the lung, in the coordinates of the scan: gives the lesions' share of "
-    "the lung. For one scan only.",
-)
-_WINDOW = flags.DEFINE_list(
-    "window", ["-600", "1500"], "CT window, Hounsfield units: center,width."
-)
-_VALUES = flags.DEFINE_enum(
-    "values",
-    "auto",
-    VALUES,
-    "What stored numbers are. hu: Hounsfield units after the header's rescale. range: already "
-    "windowed, so that their whole range is spread. auto: decided from header and values.",
-)
-_RESCALE = flags.DEFINE_list(
-    "rescale", None, "slope,intercept to Hounsfield units in place of the header's."
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size",
-    None,
-    "Slices a call. Default: 1 on a CPU, 8 a device on accelerators.",
-    lower_bound=1,
-)
+MASKS = ("none", "json", "nifti", "dicom-seg", "png")
 
 
-def input_options():
-    """The flags that say how inputs are read, as `InputOptions`.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(SummaryFlags):
+    """Flags of `predict`.
 
-    Raises:
-      ScanError: one makes no sense.
+    Attributes:
+      inputs: File, folder (searched with its subfolders), pattern or zip. Repeat the flag, or list
+        more paths after it. Each DICOM series and each volume is a scan; pictures of one folder are
+        one.
+      output_dir: Folder for everything that is written; created.
+      masks: Masks to write besides those in predictions.json (json: no others), in masks/: a label
+        volume in the source's geometry, a DICOM segmentation of the source series, or a picture a
+        slice. Repeat the flag for several. none: predict no masks, which is faster.
+      overlays: Draw a picture of each slice's prediction, in overlays/.
+      report: Name of an HTML page to write: a viewer of all slices, the summary and the facts, in
+        one file. In the output folder, unless it is an absolute path.
+      lung_mask: NIfTI volume, not 0 in the lung, in the coordinates of the scan: gives the lesions'
+        share of the lung. For one scan only.
+      window: CT window, Hounsfield units: center and width.
+      batch_size: Slices a call. Default: 1 on a CPU, 8 a device on accelerators.
+      model: Which model.
+      reading: How inputs are read.
+      processes: Several processes that are one job.
     """
-    from ssm_jax.scans.options import InputOptions
 
-    center, width = _numbers("window", _WINDOW.value)
-    rescale = _numbers("rescale", _RESCALE.value) if _RESCALE.value else None
-    return InputOptions(center, width, _VALUES.value, rescale)
+    inputs: tuple[str, ...] = dataclasses.field(metadata={"positional": True})
+    output_dir: pathlib.Path
+    masks: tuple[str, ...] = dataclasses.field(default=("json",), metadata={"choices": MASKS})
+    overlays: bool = False
+    report: str | None = None
+    lung_mask: str | None = None
+    window: tuple[float, float] = (InputOptions.window_center, InputOptions.window_width)
+    batch_size: int | None = dataclasses.field(default=None, metadata={"least": 1})
+    model: ModelFlags
+    reading: InputOptions = dataclasses.field(metadata={"omit": ("window_center", "window_width")})
+    processes: ProcessFlags
 
+    def kinds(self) -> list[str]:
+        """The kinds of mask files to write.
 
-def _numbers(name: str, values: list[str]) -> tuple[float, float]:
-    try:
-        first, second = map(float, values)
-    except ValueError:
-        given = ",".join(values)
-        raise ValueError(f"--{name} takes two numbers with a comma, not {given!r}") from None
-    return first, second
+        Raises:
+          ValueError: none are asked for, and some.
+        """
+        if "none" in self.masks and len(set(self.masks)) > 1:
+            raise ValueError("--masks=none leaves no other --masks")
+        return [kind for kind in dict.fromkeys(self.masks) if kind not in ("none", "json")]
+
+    def input_options(self) -> InputOptions:
+        """How inputs are read, with the window.
+
+        Raises:
+          ScanError: one makes no sense.
+        """
+        center, width = self.window
+        return dataclasses.replace(self.reading, window_center=center, window_width=width)
 
 
 class Overlays:
@@ -139,14 +122,13 @@ class Overlays:
         return draw
 
 
-def predict_all(predictor, scans: list, output: pathlib.Path, kinds: list[str]) -> list:
+def predict_all(predictor, scans: list, flags: Flags) -> list:
     """Predicts scans one after another and writes their masks.
 
     Args:
       predictor: the model.
       scans: that can be read.
-      output: the output folder.
-      kinds: of mask files.
+      flags: of the command.
 
     Returns:
       One ScanResult a scan.
@@ -159,10 +141,10 @@ def predict_all(predictor, scans: list, output: pathlib.Path, kinds: list[str]) 
 
     from ssm_jax.scans.predict import LungMask, predict_scan
 
-    lung = LungMask.load(_LUNG_MASK.value) if _LUNG_MASK.value else None
+    lung = LungMask.load(flags.lung_mask) if flags.lung_mask else None
     if lung is not None and len(scans) != 1:
         raise ValueError(f"--lung_mask is for one scan, but the inputs hold {len(scans)}")
-    overlays = Overlays(output / "overlays")
+    overlays = Overlays(flags.output_dir / "overlays")
     results = []
     quiet = True if jax.process_index() else None  # None: unless it is a terminal
     with tqdm(total=sum(len(s.slices) for s in scans), unit="slice", disable=quiet) as bar:
@@ -172,17 +154,17 @@ def predict_all(predictor, scans: list, output: pathlib.Path, kinds: list[str]) 
                 predict_scan(
                     predictor,
                     scan,
-                    rule=_RULE.value,
+                    rule=flags.rule,
                     progress=lambda done, total, before=before: bar.update(before + done - bar.n),
                     lung=lung,
-                    keep_images=bool(_REPORT.value),
-                    shown=overlays.of(scan) if _OVERLAYS.value else None,
+                    keep_images=bool(flags.report),
+                    shown=overlays.of(scan) if flags.overlays else None,
                 )
             )
             if jax.process_index() == 0:
-                folder = output / "masks"
+                folder = flags.output_dir / "masks"
                 folder = folder if len(scans) == 1 else folder / f"scan_{number}"
-                write_mask_files(results, scan, kinds, folder)
+                write_mask_files(results, scan, flags.kinds(), folder)
     return results
 
 
@@ -200,43 +182,39 @@ def write_mask_files(results: list, scan, kinds: list[str], folder: pathlib.Path
             results[-1].warnings.append(f"no masks as {kind}: {error}")
 
 
-def main(argv: list[str]) -> None:
+def main(flags: Flags) -> None:
     """The program."""
-    common.set_up_logging()
-    kinds = [kind for kind in dict.fromkeys(_MASKS.value) if kind not in ("none", "json")]
-    with common.one_line_errors(ValueError, OSError):
-        processes.join()
-        if "none" in _MASKS.value and len(set(_MASKS.value)) > 1:
-            raise ValueError("--masks=none leaves no other --masks")
-        options = input_options()
-        output = pathlib.Path(_OUTPUT_DIR.value)
-        output.mkdir(parents=True, exist_ok=True)
-        common.use_compilation_cache()
-        import jax
+    join(flags.processes)
+    options, output = flags.input_options(), flags.output_dir
+    flags.kinds()  # refuses what cannot be, before minutes of work
+    output.mkdir(parents=True, exist_ok=True)
+    common.start_jax()
+    import jax
 
-        from ssm_jax.files import write_json, write_text_atomically
-        from ssm_jax.scans.open import open_scans
-        from ssm_jax.scans.output import to_json
+    from ssm_jax.files import write_json, write_text_atomically
+    from ssm_jax.scans.open import open_scans
+    from ssm_jax.scans.output import to_json
 
-        predictor, facts = model_flags.load_predictor(
-            masks="none" not in _MASKS.value,
-            # A CPU gains nothing from batches; an accelerator does.
-            batch_size=_BATCH_SIZE.value
-            or jax.local_device_count() * (1 if jax.default_backend() == "cpu" else 8),
-        )
-        scans = open_scans([*_INPUTS.value, *argv[1:]], options)
-        failed = [scan for scan in scans if scan.error]
-        scans = [scan for scan in scans if not scan.error]
-        results = predict_all(predictor, scans, output, kinds)
-        if jax.process_index():
-            return  # the first process has all results, and writes them
-        content = to_json(results, failed)
-        write_json(output / "predictions.json", content)
-        if _REPORT.value:
-            from ssm_jax.report.scan import scan_report
+    predictor, facts = model.load_predictor(
+        flags.model,
+        masks="none" not in flags.masks,
+        # A CPU gains nothing from batches; an accelerator does.
+        batch_size=flags.batch_size
+        or jax.local_device_count() * (1 if jax.default_backend() == "cpu" else 8),
+    )
+    scans = open_scans([*flags.inputs], options)
+    failed = [scan for scan in scans if scan.error]
+    scans = [scan for scan in scans if not scan.error]
+    results = predict_all(predictor, scans, flags)
+    if jax.process_index():
+        return  # the first process has all results, and writes them
+    content = to_json(results, failed)
+    write_json(output / "predictions.json", content)
+    if flags.report:
+        from ssm_jax.report.scan import scan_report
 
-            page = scan_report(results, facts, predictor.score_threshold)
-            write_text_atomically(output / _REPORT.value, page)
+        page = scan_report(results, facts, predictor.score_threshold)
+        write_text_atomically(output / flags.report, page)
     tell(results, content["slices"], output)
 
 

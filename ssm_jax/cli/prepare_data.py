@@ -1,4 +1,4 @@
-"""Checks a published data set and makes a folder of it that `experiments.main` takes.
+"""Checks a published data set and makes a folder of it that `ssm-jax train` takes.
 
 Everything is checked before anything is written, and all that is found is listed, ten of a kind on
 the terminal and all in DATA_DIR/<name>.report.json. With an error nothing is prepared. The prepared
@@ -24,82 +24,70 @@ Examples:
     ssm-jax prepare-data --dataset=covidx_ct --source=COVIDx-CT --data_dir=DATA
     ssm-jax prepare-data --dataset=ct_classes --source=COVIDx-CT --data_dir=DATA \\
         --train_list=train_split_classification.txt --test_list=COVIDx-CT/test_COVIDx_CT-1.txt
-    python -m experiments.main --config=configs/scratch_r18.py \\
+    ssm-jax train --config=scratch_r18 \\
         --config.data.seg_dir=DATA/cncb_seg --config.data.cls_dir=DATA/ct_classes
 
 What is looked for:
 
 """
 
-import os
+from __future__ import annotations
+
+import dataclasses
 import pathlib
 import re
 import shlex
 import sys
 
-from absl import flags
-
 from ssm_jax.classes import SHORT_NAMES
-from ssm_jax.cli import common
 from ssm_jax.data import findings
-from ssm_jax.data.published import covid_classes, prepare, standard_tree
+from ssm_jax.data.published import covid_classes, prepare
 
-__doc__ += findings.describe_kinds()  # the usage message of --help
-
-_DATASET = flags.DEFINE_enum("dataset", None, prepare.DATASETS, "What it is.", required=True)
-_SOURCE = flags.DEFINE_string("source", None, "Folder of the downloaded data.", required=True)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder that receives the prepared folder and the report.", required=True
-)
-_NAME = flags.DEFINE_string("name", "", "Name of the prepared folder; default: the data set's.")
-_LISTS = {
-    split: flags.DEFINE_string(f"{split}_list", "", f"List of the slices of the {split} split.")
-    for split in ("train", "val", "test")
-}
-_CLASS_ORDER = flags.DEFINE_list(
-    "class_order", list(SHORT_NAMES), "What classes 0, 1, 2 of COVIDx-CT lines are."
-)
-_PATIENTS = flags.DEFINE_bool(
-    "allow_patient_overlap", False, "Prepare even if patients are in more than one split."
-)
-_DUPLICATES = flags.DEFINE_bool(
-    "allow_split_duplicates", False, "Prepare even if pictures are in more than one split."
-)
-_MIN_AREA = flags.DEFINE_integer(
-    "min_area", 100, "Pixels that a lesion exceeds, as config.data.min_area.", lower_bound=0
-)
-_LINK = flags.DEFINE_enum(
-    "link", "auto", standard_tree.LINKS, "How files get there; auto: hard links, or else copies."
-)
-_THREADS = flags.DEFINE_integer(
-    "threads", min(8, os.cpu_count() or 1), "Files read at a time.", lower_bound=1
-)
-_CHECK_ONLY = flags.DEFINE_bool("check_only", False, "Check and report, prepare nothing.")
+__doc__ += findings.describe_kinds()  # the end of --help
 
 
-def options_from_flags() -> prepare.Options:
-    """What the command line asks for.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags of `prepare-data`.
 
-    Raises:
-      ValueError: values that make no sense.
+    Attributes:
+      train_list: List of the slices of the train split.
+      val_list: List of the slices of the val split.
+      test_list: List of the slices of the test split.
+      class_order: Classes 0, 1, 2 of COVIDx-CT lines, with commas.
+      allow_patient_overlap: Prepare even if patients are in more than one split.
+      allow_split_duplicates: Prepare even if pictures are in more than one split.
+      options: How a data set is prepared.
     """
-    name = _NAME.value
-    if name and not re.fullmatch(r"\w[\w.-]*", name):
-        raise ValueError(f"--name={name} has to be a plain folder name: letters, digits, . _ -")
-    tolerated = {"patient_overlap": _PATIENTS.value, "split_duplicate": _DUPLICATES.value}
-    return prepare.Options(
-        dataset=_DATASET.value,
-        source=pathlib.Path(_SOURCE.value),
-        data_dir=pathlib.Path(_DATA_DIR.value),
-        name=name,
-        lists={split: pathlib.Path(f.value) for split, f in _LISTS.items() if f.value},
-        order=covid_classes.class_order(_CLASS_ORDER.value),
-        min_area=_MIN_AREA.value,
-        link=_LINK.value,
-        threads=_THREADS.value,
-        tolerated=tuple(kind for kind, allowed in tolerated.items() if allowed),
-        check_only=_CHECK_ONLY.value,
-    )
+
+    train_list: pathlib.Path | None = None
+    val_list: pathlib.Path | None = None
+    test_list: pathlib.Path | None = None
+    class_order: str = ",".join(SHORT_NAMES)
+    allow_patient_overlap: bool = False
+    allow_split_duplicates: bool = False
+    options: prepare.Options = dataclasses.field(metadata={"omit": ("lists", "order", "tolerated")})
+
+    def all_options(self) -> prepare.Options:
+        """The options with the lists, the order of classes and the kinds that are tolerated.
+
+        Raises:
+          ValueError: values that make no sense.
+        """
+        name = self.options.name
+        if name and not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"--name={name} has to be a plain folder name: letters, digits, . _ -")
+        lists = {"train": self.train_list, "val": self.val_list, "test": self.test_list}
+        tolerated = {
+            "patient_overlap": self.allow_patient_overlap,
+            "split_duplicate": self.allow_split_duplicates,
+        }
+        return dataclasses.replace(
+            self.options,
+            lists={split: path for split, path in lists.items() if path},
+            order=covid_classes.class_order(self.class_order.split(",")),
+            tolerated=tuple(kind for kind, allowed in tolerated.items() if allowed),
+        )
 
 
 def describe(report: dict) -> list[str]:
@@ -128,12 +116,10 @@ def describe(report: dict) -> list[str]:
     return lines
 
 
-def main(argv: list[str]) -> None:
+def main(flags: Flags) -> None:
     """The program."""
-    common.start(argv)
-    with common.one_line_errors(ValueError, OSError, KeyboardInterrupt):
-        options = options_from_flags()
-        result = prepare.prepare(options)
+    options = flags.all_options()
+    result = prepare.prepare(options)
     print("\n".join(describe(result.report)))
     for title in ("warnings", "errors"):
         if result.report[title]:
@@ -146,4 +132,4 @@ def main(argv: list[str]) -> None:
         print(f"{result.tree} was prepared before from the same files: nothing to do")
     if not options.check_only:
         part = "seg" if options.dataset == "cncb_seg" else "cls"
-        print(f"for experiments.main: --config.data.{part}_dir={shlex.quote(str(result.tree))}")
+        print(f"for ssm-jax train: --config.data.{part}_dir={shlex.quote(str(result.tree))}")

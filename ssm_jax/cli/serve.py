@@ -11,39 +11,51 @@ Examples:
     ssm-jax serve --checkpoint=runs/demo --port=9000 --score_threshold=0.5
 """
 
+from __future__ import annotations
+
 import contextlib
+import dataclasses
 import functools
 import importlib
 import logging
 
 import numpy as np
-from absl import flags
 
-from ssm_jax.cli import common, model_flags
-from ssm_jax.scans.summary import RULES, RULES_HELP
+from ssm_jax.cli import common, model
+from ssm_jax.cli.model import ModelFlags, SummaryFlags
+from ssm_jax.serve.limits import Limits
 
 LOG = logging.getLogger("ssm_jax.serve")
 
-flags.adopt_module_key_flags(model_flags)
-_HOST = flags.DEFINE_string(
-    "host",
-    "127.0.0.1",
-    "Address to listen on. Any other than a loopback address lets the network in: there is no "
-    "password and no encryption.",
-)
-_PORT = flags.DEFINE_integer(
-    "port", 8000, "Port; 0 takes a free one.", lower_bound=0, upper_bound=65535
-)
-_RULE = flags.DEFINE_enum("rule", "mean", RULES, RULES_HELP)
-_MAX_UPLOAD_MIB = flags.DEFINE_integer(
-    "max_upload_mib", 2048, "Bytes of one upload, all its files together, MiB.", lower_bound=1
-)
-_MAX_WAITING = flags.DEFINE_integer(
-    "max_waiting", 8, "Uploads that may wait; more are refused.", lower_bound=1
-)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags(SummaryFlags):
+    """Flags of `serve`.
+
+    Attributes:
+      host: Address to listen on. Any other than a loopback address lets the network in: there is no
+        password and no encryption.
+      port: Port; 0 takes a free one.
+      max_upload_mib: Bytes of one upload, all its files together, MiB.
+      model: Which model.
+      limits: Of the server.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = dataclasses.field(default=8000, metadata={"least": 0, "most": 65535})
+    max_upload_mib: int = dataclasses.field(
+        default=Limits.upload_bytes >> 20, metadata={"least": 1}
+    )
+    model: ModelFlags
+    limits: Limits = dataclasses.field(
+        metadata={
+            "names": {"files": "max_files", "waiting": "max_waiting", "keep": "keep_results"},
+            "omit": ("upload_bytes",),
+        }
+    )
 
 
-def make_model(rule: str):
+def make_model(flags: Flags):
     """The functions of a server around the model, which is compiled before this returns."""
     import jax
 
@@ -55,7 +67,7 @@ def make_model(rule: str):
     from ssm_jax.serve.work import Model
 
     batch_size = 1 if jax.default_backend() == "cpu" else 8
-    predictor, facts = model_flags.load_predictor(batch_size=batch_size)
+    predictor, facts = model.load_predictor(flags.model, batch_size=batch_size)
     size = predictor.model_config.image_size
     predictor(np.zeros((size, size), np.uint8))
 
@@ -70,48 +82,45 @@ def make_model(rule: str):
         return usable
 
     def predicted(scan, progress):
-        return predict_scan(predictor, scan, rule=rule, progress=progress)
+        return predict_scan(predictor, scan, rule=flags.rule, progress=progress)
 
     return Model(opened, predicted, write_masks, to_json, facts, predictor.score_threshold)
 
 
-def main(argv: list[str]) -> None:
+def main(flags: Flags) -> None:
     """The program."""
-    common.start(argv)
-    with common.one_line_errors(ValueError, OSError):
-        for name in ("starlette", "uvicorn", "python_multipart"):
-            try:
-                importlib.import_module(name)
-            except ImportError as error:
-                raise ValueError(
-                    f"{name} is not installed; the server needs: pip install 'ssm-jax[serve]'"
-                ) from error
-        common.use_compilation_cache()
-        LOG.info("loading and compiling the model")
-        model = make_model(_RULE.value)
-        _serve(model)
+    for name in ("starlette", "uvicorn", "python_multipart"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(
+                f"{name} is not installed; the server needs: pip install 'ssm-jax[serve]'"
+            ) from error
+    common.start_jax()
+    LOG.info("loading and compiling the model")
+    _serve(make_model(flags), flags)
 
 
-def _serve(model) -> None:
+def _serve(served, flags: Flags) -> None:
     """Runs until it is interrupted."""
     import socket
 
     import uvicorn
 
-    from ssm_jax.serve.app import Limits, is_loopback, make_app
+    from ssm_jax.serve.app import is_loopback, make_app
 
-    host = _HOST.value
+    host = flags.host
     if not is_loopback(host):
         LOG.warning("%s lets the network in: there is no password and no encryption", host)
-    limits = Limits(upload_bytes=_MAX_UPLOAD_MIB.value << 20, waiting=_MAX_WAITING.value)
-    config = uvicorn.Config(make_app(model, limits, host), log_level="warning")
+    limits = dataclasses.replace(flags.limits, upload_bytes=flags.max_upload_mib << 20)
+    config = uvicorn.Config(make_app(served, limits, host), log_level="warning")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listening.bind((host.strip("[]"), _PORT.value))
+            listening.bind((host.strip("[]"), flags.port))
         except OSError as error:
-            raise ValueError(f"cannot listen on {host}:{_PORT.value}: {error.strerror}") from error
+            raise ValueError(f"cannot listen on {host}:{flags.port}: {error.strerror}") from error
         shown = f"[{host.strip('[]')}]" if ":" in host else host
         address = f"http://{shown}:{listening.getsockname()[1]}"
         print(f"open {address} (Ctrl+C ends)", flush=True)

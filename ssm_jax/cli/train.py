@@ -5,70 +5,64 @@ and ends; a second one ends at once. The working directory receives metrics.json
 evaluation), metrics.jsonl (all of the run), TensorBoard events, checkpoints, and overlays (pictures
 of a few test slices).
 
-Examples:
-
-    python -m experiments.main --config=configs/demo.py
-    python -m experiments.main --config=configs/scratch_r18.py --workdir=runs/first \\
-        --config.train.learning_rate=1e-4 --config.seed=1
-    python -m experiments.main --config=configs/scratch_r18.py \\
-        --config.data.seg_dir=DATA/ct_lesion_seg --config.data.cls_dir=DATA/ct_classes
-
 The paper's systems take their backbone behind a colon: r18_2, r18_3, r34_2 or r34_3. Two of the
 three start from segmentation pretraining:
 
-    python -m experiments.main --config=configs/pretrain.py:r34_2
-    python -m experiments.main --config=configs/ssm2.py:r34_2 \\
+    ssm-jax train --config=pretrain:r34_2
+    ssm-jax train --config=ssm2:r34_2 \\
         --config.init_from=runs/pretrain_r34_2
 
 All devices of the machine share a batch that can be split over them. So do several processes, which
 are started with one command line each; they need a working directory that all of them see:
 
-    python -m experiments.main --config=configs/scratch_r18.py --config.train.batch_size=16 \\
+    ssm-jax train --config=scratch_r18 --config.train.batch_size=16 \\
         --coordinator=HOST:PORT --num_processes=2 --process_id=0
+
+Examples:
+
+    ssm-jax train --config=demo
+    ssm-jax train --config=scratch_r18 --workdir=runs/first \\
+        --config.train.learning_rate=1e-4 --config.seed=1
+    ssm-jax train --config=scratch_r18 \\
+        --config.data.seg_dir=DATA/ct_lesion_seg --config.data.cls_dir=DATA/ct_classes
 """
 
-import pathlib
+from __future__ import annotations
 
-from absl import flags
-from ml_collections import config_flags
+import dataclasses
 
-from ssm_jax.cli import common, processes
+from ssm_jax.cli import common, configs
+from ssm_jax.cli.processes import ProcessFlags, join
 
-flags.adopt_module_key_flags(processes)
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "File with get_config(); --config.a.b=value overrides a field of it."
-)
-_WORKDIR = flags.DEFINE_string(
-    "workdir",
-    None,
-    "Folder of the run; default runs/<config file> or runs/<config file>_<variant>.",
-)
-flags.mark_flag_as_required("config")
+SHOWN = "--config.SECTION.FIELD=VALUE"
 
 
-def config_name() -> str:
-    """The name of the configuration: "demo" for configs/demo.py, "ssm_r18_3" for ssm.py:r18_3."""
-    path, _, variant = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    return pathlib.Path(path).stem + (f"_{variant}" if variant else "")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags of `train`.
+
+    Attributes:
+      config: The configuration: one that is packaged, by name, such as demo or scratch_r18, or
+        a Python file with get_config(), by path; then perhaps a colon and a variant.
+      workdir: Folder of the run. Default: runs/<configuration> or runs/<configuration>_<variant>.
+      changes: Sets a field of the configuration.
+      processes: Several processes that are one job.
+    """
+
+    config: str
+    workdir: str | None = None
+    changes: tuple[str, ...] = dataclasses.field(
+        default=(), metadata={"positional": True, "prefix": "config.", "shown": SHOWN}
+    )
+    processes: ProcessFlags
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Reads the command line; a missing file or field of the configuration ends it in one line."""
-    with common.one_line_errors(AttributeError, OSError, ValueError):
-        try:
-            return flags.FLAGS(argv)
-        except flags.Error as error:
-            # What a config file raises comes with its traceback; the last line says it.
-            text = str(error).strip()
-            raise ValueError(text.splitlines()[-1] if "Traceback" in text else text) from error
-
-
-def main(argv: list[str]) -> None:
+def main(flags: Flags) -> None:
     """The program."""
-    common.start(argv)
+    config = configs.changed(configs.load(flags.config), flags.changes)
     from ssm_jax.training.loop import TrainingError, train
 
-    with common.one_line_errors(ValueError, OSError, TrainingError, KeyboardInterrupt):
-        processes.join()
-        common.use_compilation_cache(_CONFIG.value.data.data_dir)
-        train(_CONFIG.value, _WORKDIR.value or f"runs/{config_name()}")
+    with common.one_line_errors(TrainingError):
+        join(flags.processes)
+        common.start_jax(config.data.data_dir)
+        train(config, flags.workdir or f"runs/{configs.name_of(flags.config)}")

@@ -28,6 +28,7 @@ from ssm_jax.files import json_ready, write_json, write_text_atomically
 from ssm_jax.predictor import Predictor
 from ssm_jax.report import facts, selection
 from ssm_jax.report.evaluation import report
+from ssm_jax.report.options import Options
 
 FORMAT, VERSION = "ssm_jax evaluation", 1
 METRICS_FILE = "metrics.json"
@@ -36,40 +37,6 @@ BOXES_FILE = "predictions_bbox.json"
 TRUTH_FILE = "truth.json"
 CLASSES_FILE = "classes.json"
 REPORT_FILE = "report.html"
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """How to evaluate.
-
-    Attributes:
-      split: "test" or "train", as the checkpoint's run names them, or another folder's name.
-      seg_dir, cls_dir: data; "" takes those of the run, or else the phantom.
-      data_dir: where prepared data are kept; "" takes that of the run.
-      score_threshold: of detections; None takes that of the run.
-      nms_threshold: of detections; None takes that of the run.
-      parts: "seg", "cls" or both.
-      max_slices: of each part, evenly spread; 0: all.
-      batch_size: slices predicted at once; 0: 1 on a CPU, 8 elsewhere.
-      samples: of the bootstrap; 0: no intervals.
-      seed: of the bootstrap and of the slices drawn for the report.
-      unit: what the bootstrap draws, "patients" or "slices".
-      overlays: slices a group (best, worst, random) of the report.
-    """
-
-    split: str = "test"
-    seg_dir: str = ""
-    cls_dir: str = ""
-    data_dir: str = ""
-    score_threshold: float | None = None
-    nms_threshold: float | None = None
-    parts: tuple[str, ...] = ("seg", "cls")
-    max_slices: int = 0
-    batch_size: int = 0
-    samples: int = 1000
-    seed: int = 0
-    unit: str = "patients"
-    overlays: int = 4
 
 
 def evaluate_checkpoint(

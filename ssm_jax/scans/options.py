@@ -7,6 +7,8 @@ import importlib
 import types
 
 VALUES = ("auto", "hu", "range")
+# How class probabilities of slices become those of a scan, see `ssm_jax.scans.summary`.
+RULES = ("mean", "vote", "telling")
 
 
 class ScanError(ValueError):
@@ -18,16 +20,16 @@ class InputOptions:
     """How inputs are read.
 
     Attributes:
-      window_center: of the CT window, Hounsfield units.
-      window_width: of the CT window, Hounsfield units.
-      values: what numbers mean: "hu": Hounsfield units, after the header's rescale slope and
-        intercept; "range": already windowed, so their whole range is spread over 8 bits; "auto":
+      window_center: Of the CT window, Hounsfield units.
+      window_width: Of the CT window, Hounsfield units.
+      values: Meaning of stored numbers. hu: Hounsfield units, after the header's rescale slope and
+        intercept. range: already windowed, so that their whole range is spread over 8 bits. auto:
         decided from header and values, with a warning where the header does not say so.
-      rescale: (slope, intercept) in place of the header's; implies Hounsfield units.
-      max_file_mib: a file, a zip's member or a decoded volume may be this large, MiB.
-      max_zip_mib: what all members of a zip may unpack to together, MiB.
-      max_zip_members: members a zip may have.
-      max_pixels: pixels of one slice.
+      rescale: Slope and intercept to Hounsfield units, in place of the header's.
+      max_file_mib: A file, a zip's member or a decoded volume may be this large, MiB.
+      max_zip_mib: All members of a zip may unpack to this much together, MiB.
+      max_zip_members: Members that a zip may have.
+      max_pixels: Pixels that one slice may have.
 
     Raises:
       ScanError: a window without width, other `values`, a slope of 0, or a limit below 1.
@@ -35,7 +37,7 @@ class InputOptions:
 
     window_center: float = -600.0
     window_width: float = 1500.0
-    values: str = "auto"
+    values: str = dataclasses.field(default="auto", metadata={"choices": VALUES})
     rescale: tuple[float, float] | None = None
     max_file_mib: int = 1024
     max_zip_mib: int = 16 * 1024

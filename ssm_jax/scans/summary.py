@@ -7,14 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ssm_jax.predictor import Prediction
+from ssm_jax.scans.options import RULES
 from ssm_jax.scans.result import ScanSummary
 
-RULES = ("mean", "vote", "telling")
-RULES_HELP = (
-    "How class probabilities of slices become those of the scan. mean: their mean. vote: the share "
-    "of slices whose largest probability is the class. telling: the mean over the (at most five) "
-    "most telling slices, those with the least probability of the normal class."
-)
 _TELLING = 5
 
 

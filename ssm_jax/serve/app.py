@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import ipaddress
 import json
@@ -24,6 +23,7 @@ from starlette.routing import Route
 
 from ssm_jax.serve.guards import BodyLimit, Headers, LocalHosts
 from ssm_jax.serve.jobs import DONE, Job, Jobs, QueueFullError
+from ssm_jax.serve.limits import Limits
 from ssm_jax.serve.upload import upload_page
 from ssm_jax.serve.work import REPORT, Model, predict_upload
 
@@ -34,23 +34,6 @@ SUFFIXES = (
 )
 _TYPES = {".html": "text/html", ".json": "application/json", ".zip": "application/zip"}
 _CHUNK = 1 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What a server takes on.
-
-    Attributes:
-      upload_bytes: of one upload, all its files together.
-      files: in one upload.
-      waiting: uploads in the line; more are refused.
-      keep: results that are kept; of more the oldest are deleted.
-    """
-
-    upload_bytes: int = 2 << 30
-    files: int = 2000
-    waiting: int = 8
-    keep: int = 20
 
 
 def make_app(model: Model, limits: Limits | None = None, host: str = "127.0.0.1") -> Starlette:

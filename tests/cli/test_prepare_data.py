@@ -150,7 +150,7 @@ def test_data_dir_inside_the_source(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from ssm_jax.cli import prepare_data
+from ssm_jax.__main__ import run
 from ssm_jax.data import inspection
 from ssm_jax.data.published import standard_tree
 
@@ -167,8 +167,7 @@ def counted(*args):
     return whole(*args)
 
 setattr(module, name, counted)
-from absl import app
-app.run(prepare_data.main)
+run(["prepare-data", *sys.argv[1:]])
 """
 
 

@@ -170,9 +170,15 @@ def test_flags_that_contradict_the_file(tmp_path, flags, message):
 
 def test_bad_flags(tmp_path):
     flags = (f"--weights={tmp_path / 'a.pth'}", f"--output={tmp_path / 'model'}")
-    for sizes in ("2,x", "0", "-1", "nan", ""):
+    for sizes, message in {
+        "2,x": "give a number, with commas",
+        "0": "give positive numbers",
+        "-1": "give positive numbers",
+        "nan": "it has to be finite",
+        "": "give a number, with commas",
+    }.items():
         done = run("import_reference", *flags, f"--anchor_sizes={sizes}")
-        failed_in_one_line(done, f"--anchor_sizes={sizes}: give positive numbers")
+        failed_in_one_line(done, f"--anchor_sizes={sizes}: {message}")
 
 
 def test_ours_to_torch_and_back_is_the_same_bits(tmp_path):

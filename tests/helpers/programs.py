@@ -1,20 +1,58 @@
-"""The command-line programs, run as a user runs them."""
+"""The commands of `ssm-jax`, as a user runs them: in this process, or in one of their own."""
 
+import contextlib
+import io
+import logging
 import pathlib
 import subprocess
 import sys
+import unittest.mock
+
+import jax
+
+from ssm_jax.__main__ import run as run_command
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
-def command(program, *arguments):
-    """The command line of a program: "main", or a command of `ssm-jax`."""
-    own = ["experiments.main"] if program == "main" else ["ssm_jax", program.replace("_", "-")]
-    return [sys.executable, "-m", *own, *map(str, arguments)]
+def command(name, *arguments):
+    """The command line of a command in a process of its own."""
+    return [sys.executable, "-m", "ssm_jax", name.replace("_", "-"), *map(str, arguments)]
 
 
-def run(program, *arguments):
-    """Runs a program; returns the completed process with its output."""
-    return subprocess.run(
-        command(program, *arguments), cwd=ROOT, capture_output=True, text=True, check=False
-    )
+@contextlib.contextmanager
+def _settings_kept():
+    """Puts back what a command sets for the whole process."""
+    own = logging.getLogger("ssm_jax")
+    loggers = (own, logging.getLogger("absl"), logging.getLogger("jax"))
+    levels, handlers, propagate = [x.level for x in loggers], own.handlers, own.propagate
+    option = "jax_persistent_cache_min_compile_time_secs"
+    seconds = getattr(jax.config, option)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        own.handlers, own.propagate = handlers, propagate
+        jax.config.update(option, seconds)
+
+
+def run(name, *arguments):
+    """Runs a command in this process, in the checkout; what it gives is as of `subprocess.run`."""
+    arguments = [name.replace("_", "-"), *map(str, arguments)]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        _settings_kept(),
+        contextlib.chdir(ROOT),
+        unittest.mock.patch.object(sys, "argv", ["ssm-jax", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            run_command(arguments)
+        except SystemExit as end:
+            code = end.code
+            if isinstance(code, str):
+                print(code, file=err)
+                code = 1
+    return subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())

@@ -27,10 +27,12 @@ from ssm_jax.training.metrics import read_lines
 from ssm_jax.training.run_checkpoints import RunCheckpoints
 from ssm_jax.training.state import TrainState, create_state
 from ssm_jax.training.workdir import WorkdirError, differences, locked
+from tests.helpers import programs
 from tests.helpers.tiny import get_config
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+TINY = "--config=tests/helpers/tiny.py"
 
 
 @pytest.fixture(scope="module")
@@ -424,13 +426,10 @@ def test_bn_statistics_come_from_training_slices_with_lesions(data_dir):
     ("flags", "message"),
     [
         (["--config=nowhere.py"], "nowhere.py"),
-        (["--config=tests/helpers/tiny.py", "--config.train.copyrule=ema"], "copyrule"),
-        (
-            ["--config=tests/helpers/tiny.py", "--config.train.copy_rule=x"],
-            "config.train.copy_rule='x'",
-        ),
-        (["--config=tests/helpers/tiny.py", "--config.data.seg_dir=nowhere"], "nowhere"),
-        (["--config=configs/ssm2.py:r50_2"], "error: ValueError: there is no variant 'r50_2'"),
+        ([TINY, "--config.train.copyrule=ema"], "copyrule"),
+        ([TINY, "--config.train.copy_rule=x"], "config.train.copy_rule='x'"),
+        ([TINY, "--config.data.seg_dir=nowhere"], "nowhere"),
+        (["--config=configs/ssm2.py:r50_2"], "there is no variant 'r50_2'"),
         (["--config=configs/ssm2.py:r18_2"], "--config.init_from=runs/pretrain_r18_2"),
     ],
 )
@@ -438,8 +437,7 @@ def test_the_program_reports_errors_without_a_traceback(flags, message, data_dir
     folders = [f"--workdir={tmp_path}"]
     if "nowhere.py" not in flags[0]:
         folders.append(f"--config.data.data_dir={data_dir}")
-    program = [sys.executable, "-m", "experiments.main", *flags, *folders]
-    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = programs.run("train", *flags, *folders)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr

@@ -26,24 +26,31 @@ DATASETS = ("cncb_seg", "covidx_ct", "ct_classes", "ictcf")
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to prepare, and how.
+    """How a data set is prepared.
 
-    dataset: of DATASETS. source: the publisher's folder. data_dir: where the prepared folder goes.
-    name: of the prepared folder; empty for the dataset's. lists: split -> list of its slices; none
-    for the lists that COVIDx-CT ships. order: see `covid_classes.class_order`. min_area: pixels a
-    lesion exceeds. link: see `standard_tree.write`. threads: files read at a time. tolerated: kinds
-    of error that are only warned of. check_only: write the report alone.
+    Attributes:
+      dataset: Which it is.
+      source: Folder of the downloaded data.
+      data_dir: Folder that receives the prepared folder and the report.
+      name: Name of the prepared folder. Default: the data set's.
+      lists: Split -> list of its slices; none for the lists that COVIDx-CT ships.
+      order: See `covid_classes.class_order`.
+      min_area: Pixels that a lesion exceeds, as config.data.min_area.
+      link: How files get there; auto: hard links, or else copies.
+      threads: Files read at a time.
+      tolerated: Kinds of error that are only warned of.
+      check_only: Check and report, prepare nothing.
     """
 
-    dataset: str
+    dataset: str = dataclasses.field(metadata={"choices": DATASETS})
     source: pathlib.Path
     data_dir: pathlib.Path
     name: str = ""
     lists: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
     order: tuple[int, ...] = (0, 1, 2)
-    min_area: int = 100
-    link: str = "auto"
-    threads: int = 2
+    min_area: int = dataclasses.field(default=100, metadata={"least": 0})
+    link: str = dataclasses.field(default="auto", metadata={"choices": standard_tree.LINKS})
+    threads: int = dataclasses.field(default=min(8, os.cpu_count() or 1), metadata={"least": 1})
     tolerated: tuple[str, ...] = ()
     check_only: bool = False
 
