@@ -80,7 +80,7 @@ def test_fields_are_changed():
         ("--config.lr=1", "'lr'; there are backbone, checkpoint, data"),
         (
             "--config.train.zzzzz=1",
-            "'train.zzzzz'; there are train.batch_size, train.classification",
+            "'train.zzzzz'; there are train.batch_size, train.cl",
         ),
         ("--config.train.learning_rate=abc", "--config.train.learning_rate=abc"),
         ("--config.seed=1.5", "--config.seed=1.5"),

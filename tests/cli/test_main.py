@@ -31,7 +31,7 @@ def test_the_overview_fits_a_screen():
     for name in COMMANDS:
         assert f"\n  {name} " in text
     assert run("help").stdout == run("-h").stdout == text
-    assert run("--version").stdout == f"ssm-jax {importlib.import_module('ssm_jax').__version__}\n"
+    assert run("--version").stdout == f"ssm-jax {ssm_jax.__version__}\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -90,7 +90,7 @@ def test_the_main_job_is_the_same_program():
         (["serve", "--port=65536"], "it has to be finite and at least 0 and at most 65535"),
         (["serve", "--overlays=maybe"], "there is no flag --overlays"),
         (["export", "--masks=maybe"], "--masks=maybe"),
-        (["evaluate", "--part=both"], "give --output_dir and --checkpoint"),
+        (["evaluate", "--part=both"], "give --checkpoint and --output_dir"),
         (["evaluate", "--bootstrap_unit=patient"], "did you mean patients?"),
     ],
 )
