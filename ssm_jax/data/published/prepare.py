@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
