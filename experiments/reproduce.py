@@ -3,8 +3,8 @@
 All 12 systems and the segmentation pretraining that eight of them start from are trained by their
 own configurations, under one budget that is far below the paper's: the table shows that everything
 runs and what it costs, not how good the systems are. It replaces what stands between two lines of
-the file --table. Ended at any point and started again, the program goes on
-where it was: finished systems are not run again.
+the file --table. Ended at any point and started again, the program goes on where it was: finished
+systems are not run again.
 
 Examples:
 
