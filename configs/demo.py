@@ -25,7 +25,6 @@ def get_config():
     config.data.phantom.seg_test = 60
     config.data.phantom.cls_train = 1500
     config.data.phantom.cls_test = 150
-    config.data.min_area = 6  # 100 pixels at 512
     config.train.batch_size = 2
     config.train.max_steps = 930
     config.train.classification_from = 480

@@ -31,7 +31,6 @@ BUDGET = {
     "data.phantom.seg_test": 60,
     "data.phantom.cls_train": 1500,
     "data.phantom.cls_test": 150,
-    "data.min_area": 6,
     "train.batch_size": 2,
     "train.schedule": "cosine",
     "train.end_learning_rate": 1e-5,

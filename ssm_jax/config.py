@@ -109,13 +109,17 @@ def default_config() -> ml_collections.ConfigDict:
     config.backbone.init = "random"  # or a file with a torchvision ResNet's state dict
 
     config.data = data = ml_collections.ConfigDict()
-    data.seg_dir = ""  # <seg_dir>/<split>/{imgs,masks}; empty: the phantom
-    data.cls_dir = ""  # <cls_dir>/<split>/<class>_<patient>_<scan>_<slice>.png; empty: the phantom
+    # Folders, separated by commas; empty: the phantom.
+    data.seg_dir = ""  # <seg_dir>/<split>/{imgs,masks}
+    data.cls_dir = ""  # <cls_dir>/<split>/<class>_<patient>_<scan>_<slice>.png
+    # Weights of these folders in training, as in "1,2.5"; empty: by their numbers of slices.
+    data.seg_weights = ""
+    data.cls_weights = ""
     data.data_dir = "~/.cache/ssm_jax"  # where prepared data sets are kept
     data.train_split = "train"
     data.test_split = "test"
     data.mask_type = "merge"  # lesion classes: merge (one), both (ground glass, consolidation), ggo
-    data.min_area = 100  # pixels of the original; smaller lesion components are no objects
+    data.min_area = 100  # pixels of a slice of 512 x 512 that a lesion exceeds, as the paper's
     data.max_objects = 0  # objects a slice can hold; 0: what the training set needs
     data.threads = 2  # decoding threads
     data.prefetch = 8  # batches decoded ahead

@@ -5,18 +5,20 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import grain
 import ml_collections
 import numpy as np
 
-from ssm_jax.data.datasets import ClassificationExample, Datasets, SegmentationExample
+from ssm_jax.data.datasets import Datasets
+from ssm_jax.data.sources import ClassificationExample, SegmentationExample, Source
 from ssm_jax.ops.resizing import resize_bilinear, resize_nearest, resized_shape
 
 _STEPS = 2**62  # a training iterator does not end
-_DRAWS, _EPOCHS = 1, 2  # streams of random numbers: single draws, and orders of epochs
+# Streams of random numbers: single draws, orders of epochs, orders of the slices of a folder.
+_DRAWS, _EPOCHS, _FOLDERS = 1, 2, 3
 T = TypeVar("T")
 
 
@@ -25,7 +27,9 @@ class TrainBatches:
 
     Segmentation slices are drawn uniformly with replacement, those without lesions included;
     classification slices follow one permutation an epoch. Without classification slices the
-    segmentation slices follow one permutation an epoch. See `__getitem__` for the fields.
+    segmentation slices follow one permutation an epoch. Where folders have weights, a drawn slice
+    is of a folder with the probability of its share, and a folder has its share of every epoch, in
+    which its slices take turns. See `__getitem__` for the fields.
     """
 
     def __init__(
@@ -42,7 +46,7 @@ class TrainBatches:
         self.datasets, self.seed, self.batch_size = datasets, seed, batch_size
         index, count = part
         self._rows = slice(index * batch_size // count, (index + 1) * batch_size // count)
-        self._permutation = functools.lru_cache(maxsize=4)(self._make_permutation)
+        self._order = functools.lru_cache(maxsize=4)(self._make_order)
 
     def __len__(self) -> int:
         return _STEPS
@@ -52,22 +56,48 @@ class TrainBatches:
 
         Without classification slices the second array is empty.
         """
-        count = self.datasets.epoch_slices
         first = step * self.batch_size
-        in_turn = np.array(
-            [
-                self._permutation(k // count)[k % count]
-                for k in range(first, first + self.batch_size)
-            ]
+        in_turn = _from_rounds(
+            self._order, self.datasets.epoch_slices, first, first + self.batch_size
         )
         if self.datasets.cls_train is None:
             return in_turn, np.zeros(0, int)
-        rng = np.random.default_rng([self.seed, _DRAWS, step])
-        return rng.integers(len(self.datasets.seg_train), size=self.batch_size), in_turn
+        return self._drawn(step), in_turn
 
-    def _make_permutation(self, epoch: int) -> np.ndarray:
+    def _drawn(self, step: int) -> np.ndarray:
+        """Indices [B] of segmentation slices, drawn with replacement."""
+        rng = np.random.default_rng([self.seed, _DRAWS, step])
+        source, shares = self.datasets.seg_train, self.datasets.seg_shares
+        if shares is None:
+            return rng.integers(len(source), size=self.batch_size)
+        folders = rng.choice(len(shares), size=self.batch_size, p=shares)
+        return source.folder_starts[folders] + rng.integers(source.folder_counts[folders])
+
+    def _make_order(self, epoch: int) -> np.ndarray:
+        """Indices of the slices of an epoch in their order."""
         rng = np.random.default_rng([self.seed, _EPOCHS, epoch])
-        return rng.permutation(self.datasets.epoch_slices)
+        datasets, count = self.datasets, self.datasets.epoch_slices
+        source, shares = datasets.cls_train, datasets.cls_shares
+        if source is None:
+            source, shares = datasets.seg_train, datasets.seg_shares
+        if shares is None:
+            return rng.permutation(count)
+        quotas = np.diff(np.rint(np.cumsum([0.0, *shares]) * count).astype(int)).tolist()
+        turns = [
+            self._folder_turns(source, folder, epoch * quota, (epoch + 1) * quota)
+            for folder, quota in enumerate(quotas)
+            if quota
+        ]
+        return rng.permutation(np.concatenate(turns))
+
+    def _folder_turns(self, source: Source, folder: int, start: int, stop: int) -> np.ndarray:
+        """Indices of turns `start` to `stop` - 1 of a folder, whose slices come once a round."""
+        count = source.folder_counts[folder]
+
+        def order(turn: int) -> np.ndarray:
+            return np.random.default_rng([self.seed, _FOLDERS, folder, turn]).permutation(count)
+
+        return source.folder_starts[folder] + _from_rounds(order, count, start, stop)
 
     def __getitem__(self, step: int) -> dict[str, Any]:
         """The batch of iteration `step` (from 0).
@@ -92,6 +122,15 @@ class TrainBatches:
             arrays = [classification_arrays(example, self.datasets) for example in cls]
             batch["cls"] = _stack(arrays)
         return batch
+
+
+def _from_rounds(
+    order: Callable[[int], np.ndarray], count: int, start: int, stop: int
+) -> np.ndarray:
+    """Entries `start` to `stop` - 1 of the orders 0, 1, ..., each of `count` indices, in a row."""
+    rounds = range(start // count, -(-stop // count))
+    entries = np.concatenate([order(turn) for turn in rounds])
+    return entries[start - rounds.start * count : stop - rounds.start * count]
 
 
 def _stack(examples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

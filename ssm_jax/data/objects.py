@@ -15,6 +15,7 @@ AREA_FIELDS = {
     (GROUND_GLASS,): "ground_glass_areas",
     (CONSOLIDATION,): "consolidation_areas",
 }
+REFERENCE_SIDE = 512  # pixels; areas are told for a square slice of this side
 _EIGHT_NEIGHBORS = np.ones((3, 3), bool)
 
 
@@ -23,7 +24,7 @@ def lesion_objects(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Splits a mask into lesion objects, as the reference implementation does.
 
-    An object is an 8-connected component of one lesion class with more than `min_area` pixels. The
+    An object is an 8-connected component of one lesion class that `exceeds` the least area. The
     mask type says which mask values are a class: "merge" makes one of ground glass and
     consolidation, "both" one of each, "ggo" one of ground glass alone, consolidation being
     background. Objects are numbered class by class, within it in the order of their first pixel,
@@ -31,7 +32,7 @@ def lesion_objects(
 
     Args:
       mask: uint8 [H, W], values 0 to 3.
-      min_area: area in pixels that an object has to exceed.
+      min_area: area that an object has to exceed, in pixels of a slice of 512 x 512.
       mask_type: "merge", "both" or "ggo".
 
     Returns:
@@ -45,7 +46,7 @@ def lesion_objects(
     instances, labels = np.zeros(mask.shape, np.uint8), []
     for label, lesion in enumerate(LESION_CLASSES[mask_type], 1):
         components, areas = _components(mask, lesion.values)
-        kept = np.flatnonzero(areas > min_area) + 1
+        kept = np.flatnonzero(exceeds(areas, min_area, *mask.shape)) + 1
         if len(labels) + len(kept) > 255:
             raise ValueError(
                 f"{len(labels) + len(kept)} objects in one slice; the label map holds 255 at most"
@@ -57,6 +58,21 @@ def lesion_objects(
     slices = ndimage.find_objects(instances, max_label=len(labels))
     boxes = [(s[1].start, s[0].start, s[1].stop, s[0].stop) for s in slices]
     return instances, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int32)
+
+
+def exceeds(areas: np.ndarray, min_area: int, height: int, width: int) -> np.ndarray:
+    """Whether areas are above the least one, whatever the size of the slice.
+
+    Args:
+      areas: integer [n], pixels of the slice.
+      min_area: pixels of a slice of 512 x 512, the paper's size; it is scaled to this slice.
+      height: of the slice in pixels.
+      width: of the slice in pixels.
+
+    Returns:
+      bool [n].
+    """
+    return np.asarray(areas, np.int64) * REFERENCE_SIDE**2 > min_area * height * width
 
 
 def component_areas(mask: np.ndarray, values: Sequence[int] = LESION_VALUES) -> np.ndarray:

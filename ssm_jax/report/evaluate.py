@@ -15,6 +15,7 @@ import numpy as np
 from ssm_jax.checkpoints import load_model
 from ssm_jax.config import ModelConfig, default_config
 from ssm_jax.data import DataError, open_datasets
+from ssm_jax.data.datasets import folder_paths
 from ssm_jax.evaluation import coco, patients
 from ssm_jax.evaluation.evaluator import Evaluator
 from ssm_jax.evaluation.intervals import intervals
@@ -138,7 +139,7 @@ def _sources(config: ml_collections.ConfigDict, options: Options) -> dict[str, t
         if not any(data[f"{part}_dir"] for part in wanted):
             raise DataError(f"the phantom has no split {split!r}; choose train or test")
         data.test_split = split
-    folders = [data[f"{part}_dir"] for part in ("seg", "cls") if data[f"{part}_dir"]]
+    folders = [path for part in ("seg", "cls") for path in folder_paths(data[f"{part}_dir"])]
     if which == "test" and not all(
         (pathlib.Path(folder).expanduser() / data.train_split).is_dir() for folder in folders
     ):

@@ -204,7 +204,7 @@ def _data_rows(data: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, A
         "Sizes": ", ".join(data["sizes"][:8]) + (", …" if len(data["sizes"]) > 8 else ""),
     }
     if "objects" in data:
-        rows["Lesions"] = f"{data['objects']:,} of more than {data['min_area']} pixels"
+        rows["Lesions"] = f"{data['objects']:,} of more than {data['min_area']} pixels of 512 × 512"
         rows["Slices without lesions"] = f"{data['slices_without_objects']:,}"
     if "classes" in data:
         names = long_names(model["image_classes"])

@@ -26,7 +26,7 @@ ROOT = programs.ROOT
 
 def program(tmp_path, *more, **flags):
     """Runs the program as a user does."""
-    flags = {"min_area": 20, "data_dir": tmp_path / "data"} | flags
+    flags = {"min_area": 2300, "data_dir": tmp_path / "data"} | flags
     given = [f"--{name}={value}" for name, value in flags.items()]
     return programs.run("prepare_data", *given, *more)
 
@@ -174,7 +174,7 @@ run(["prepare-data", *sys.argv[1:]])
 @pytest.mark.parametrize("where", ["check", "write"])
 def test_killed_half_way(tmp_path, where, monkeypatch):
     flags = trees.ct_classes(tmp_path / "src")
-    more = {"min_area": 20, "threads": 1, "link": "copy", "data_dir": tmp_path / "data"}
+    more = {"min_area": 2300, "threads": 1, "link": "copy", "data_dir": tmp_path / "data"}
     given = [f"--{name}={value}" for name, value in (flags | more).items()]
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(KILLED), where, *given],

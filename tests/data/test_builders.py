@@ -14,10 +14,10 @@ from PIL import Image
 from ssm_jax.data import folders, open_datasets
 from ssm_jax.data.builders import CtClasses, CtLesionSeg
 from ssm_jax.data.cache import prepared
-from ssm_jax.data.datasets import ClassificationSource, SegmentationSource
 from ssm_jax.data.objects import lesion_objects
 from ssm_jax.data.phantom.builder import CtPhantom
 from ssm_jax.data.phantom.slices import set_slice
+from ssm_jax.data.sources import ClassificationSource, SegmentationSource
 from tests.helpers.data_tools import cls_folder, lesion_mask, noise, save, seg_folder, small_config
 from tests.helpers.shared import DATA, needs_data
 
@@ -48,7 +48,7 @@ def test_phantom_is_what_the_generator_makes(phantom):
                 assert example.label == label == source.labels[i]
                 assert example.file.startswith(f"{label}_")
             else:
-                instances, boxes, labels = lesion_objects(mask, 4)
+                instances, boxes, labels = lesion_objects(mask, 256)
                 np.testing.assert_array_equal(example.instances, instances)
                 np.testing.assert_array_equal(example.boxes, boxes)
                 np.testing.assert_array_equal(example.labels, labels)
@@ -106,7 +106,7 @@ def test_a_changed_folder_is_prepared_again(tmp_path):
     assert len({before.name, added.name, touched.name}) == 3
     assert CtClasses.config_of(str(folder), "test", "train").name != touched.name
     builder = prepared(CtClasses, added, str(tmp_path / "cache"))
-    assert "1_new_1_1.png" in ClassificationSource(builder, "train", 64).files
+    assert "1_new_1_1.png" in ClassificationSource({"": builder}, "train", 64).files
 
 
 KILLED = """
@@ -140,7 +140,7 @@ def test_killed_half_way_starts_clean(tmp_path):
     builder = prepared(CtPhantom, CtPhantom.config_of("seg", 3, 48, 4, 2), str(tmp_path))
     assert [path.name for path in home.iterdir() if path.is_dir()] == [str(builder.version)]
     for split, count in (("train", 4), ("test", 2)):
-        source = SegmentationSource(builder, split, 4)
+        source = SegmentationSource({"": builder}, split, 256)
         assert len(source) == count
         for i in range(count):
             expected = set_slice(3, "seg", split, i, 48)[0]
@@ -159,10 +159,8 @@ def test_a_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
         patch.setattr(CtClasses, "examples", broken)
         prepared(CtClasses, config, str(tmp_path / "cache"))
-    assert (
-        len(ClassificationSource(prepared(CtClasses, config, str(tmp_path / "cache")), "train", 64))
-        == 3
-    )
+    builder = prepared(CtClasses, config, str(tmp_path / "cache"))
+    assert len(ClassificationSource({"": builder}, "train", 64)) == 3
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
@@ -170,7 +168,7 @@ def test_a_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
 def test_pictures_are_bit_equal_to_pil(tmp_path, suffix, channels):
     folder = seg_folder(tmp_path / "seg", ((64, 64), (70, 50)), channels, suffix)
     builder = prepared(CtLesionSeg, CtLesionSeg.config_of(str(folder)), str(tmp_path / "cache"))
-    source = SegmentationSource(builder, "train", 4)
+    source = SegmentationSource({"": builder}, "train", 256)
     assert source.channels == channels
     plain = builder.as_data_source(split="train")
     for i, name in enumerate(source.files):
@@ -198,7 +196,7 @@ def test_unusual_encodings(tmp_path):
     indexed.putpalette([0, 0, 0, 90, 90, 90, 255, 0, 0, 0, 255, 0])
     indexed.save(masks / "a_2.png")
     builder = prepared(CtLesionSeg, CtLesionSeg.config_of(str(folder)), str(tmp_path / "cache"))
-    source = SegmentationSource(builder, "train", 4)
+    source = SegmentationSource({"": builder}, "train", 256)
     for i in (1, 2, 3):
         np.testing.assert_array_equal(source[i].image[..., 0], grey)
     bilevel = np.asarray(Image.open(imgs / "a_4.png").convert("L"))

@@ -36,10 +36,18 @@ masks = hnp.arrays(
 )
 
 
-@given(masks, st.integers(0, 6))
+# In pixels of a slice of 512 x 512: up to 37 pixels of the largest mask here.
+min_areas = st.integers(0, 50_000)
+
+
+def is_object(pixels, mask, min_area):
+    return len(pixels) * 512 * 512 > min_area * mask.shape[0] * mask.shape[1]
+
+
+@given(masks, min_areas)
 def test_equals_flood_fill(mask, min_area):
     components = flood_fill(mask)
-    large = [pixels for pixels in components if len(pixels) > min_area]
+    large = [pixels for pixels in components if is_object(pixels, mask, min_area)]
     expected = np.zeros(mask.shape, np.uint8)
     boxes = []
     for k, pixels in enumerate(large):
@@ -56,14 +64,14 @@ def test_equals_flood_fill(mask, min_area):
     np.testing.assert_array_equal(component_areas(mask), [len(pixels) for pixels in components])
 
 
-@given(masks, st.integers(0, 6), st.sampled_from([("both", (2, 3)), ("ggo", (2,))]))
+@given(masks, min_areas, st.sampled_from([("both", (2, 3)), ("ggo", (2,))]))
 def test_mask_types_equal_a_flood_fill_of_each_value(mask, min_area, kind):
     mask_type, values = kind
     objects = [
         (label, pixels)
         for label, value in enumerate(values, 1)
         for pixels in flood_fill(mask, (value,))
-        if len(pixels) > min_area
+        if is_object(pixels, mask, min_area)
     ]
     expected = np.zeros(mask.shape, np.uint8)
     for k, (_, pixels) in enumerate(objects):
@@ -86,17 +94,20 @@ def test_mask_types_equal_a_flood_fill_of_each_value(mask, min_area, kind):
 def test_ground_glass_and_consolidation_are_one_object_and_corners_connect():
     mask = np.zeros((6, 6), np.uint8)
     mask[1, 1], mask[2, 2], mask[3, 3], mask[4, 4] = 2, 3, 2, 3
-    instances, boxes, _ = lesion_objects(mask, 3)
+    instances, boxes, _ = lesion_objects(mask, 3 * 512 * 512 // 36)
     np.testing.assert_array_equal(boxes, [[1, 1, 5, 5]])
     np.testing.assert_array_equal(instances, mask >= 2)
 
 
-def test_an_object_is_larger_than_min_area():
-    mask = np.zeros((20, 30), np.uint8)
-    mask[:10, :10] = 2  # 100 pixels
-    mask[12:, 10:] = 3  # 160 pixels
+@pytest.mark.parametrize("shape", [(512, 512), (256, 256), (128, 256), (1024, 512)])
+def test_an_object_is_larger_than_the_same_share_of_any_slice(shape):
+    """100 of 512 x 512 pixels are no object, and so is the same share of another size."""
+    limit = 100 * shape[0] * shape[1] / (512 * 512)
+    mask = np.zeros(shape, np.uint8)
+    mask[0, : int(limit)] = 2
+    mask[5, : int(limit) + 1] = 3
     _, boxes, _ = lesion_objects(mask)
-    np.testing.assert_array_equal(boxes, [[10, 12, 30, 20]])
+    np.testing.assert_array_equal(boxes, [[0, 5, int(limit) + 1, 6]])
 
 
 def test_more_objects_than_a_label_map_holds():

@@ -71,7 +71,7 @@ def lesion_facts(pairs):
     """Per slice: objects, pixels of the largest, share of consolidation, whether in both lungs."""
     facts = []
     for _, mask in pairs:
-        instances, boxes, _ = lesion_objects(mask, 6)
+        instances, boxes, _ = lesion_objects(mask, 100)
         lesion = mask >= 2
         columns = np.nonzero(lesion)[1]
         left = (columns < SIZE / 2).mean()

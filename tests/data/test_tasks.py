@@ -25,7 +25,7 @@ def test_objects_follow_the_mask_type(cache, mask_type):
     found = set()
     for i, example in enumerate(datasets.seg_train):
         mask = set_slice(0, "seg", "train", i, 64)[1]
-        instances, boxes, labels = lesion_objects(mask, 4, mask_type)
+        instances, boxes, labels = lesion_objects(mask, 256, mask_type)
         np.testing.assert_array_equal(example.instances, instances)
         np.testing.assert_array_equal(example.boxes, boxes)
         np.testing.assert_array_equal(example.labels, labels)

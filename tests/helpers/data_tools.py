@@ -13,7 +13,7 @@ def small_config(data_dir, **overrides):
     config = default_config()
     config.model.image_size, config.model.max_size = 64, 128
     config.data.data_dir = str(data_dir)
-    config.data.min_area = 4
+    config.data.min_area = 256  # 4 pixels of these
     config.data.phantom.update(size=64, seg_train=7, seg_test=3, cls_train=9, cls_test=4)
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in overrides.items()})
     return config

@@ -122,7 +122,7 @@ def run(tmp_path, dataset, source, **flags):
         for split in ("train", "val", "test")
         if f"{split}_list" in flags
     }
-    options = {"link": "copy", "min_area": 20} | flags
+    options = {"link": "copy", "min_area": 2300} | flags
     return prepare(Options(dataset, source, tmp_path / "data", lists=lists, **options))
 
 

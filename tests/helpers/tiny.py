@@ -30,7 +30,7 @@ def shrunk(config, data_dir: str = ""):
         selection_size=8,
         max_detections=8,
     )
-    config.data.update(data_dir=data_dir, min_area=4, prefetch=2)
+    config.data.update(data_dir=data_dir, min_area=256, prefetch=2)
     config.data.phantom.update(size=64, seg_train=6, seg_test=3, cls_train=6, cls_test=4)
     config.train.update(max_steps=6, learning_rate=1e-3)
     config.eval.update(every_steps=4, score_threshold=0.05, bn_slices=2, overlays=2)

@@ -400,7 +400,7 @@ def test_the_evaluation_predicts_by_its_own_settings(data_dir, monkeypatch):
 
 def test_bn_statistics_come_from_training_slices_with_lesions(data_dir):
     config = get_config(data_dir)
-    config.data.min_area = 30  # too much for the lesions of some slices
+    config.data.min_area = 1920  # too much for the lesions of some slices
     datasets = open_datasets(config)
     seen = []
 

@@ -16,6 +16,7 @@ from ssm_jax.data.errors import DataError
 from ssm_jax.data.findings import Findings
 from ssm_jax.data.folders import channels_of, locked
 from ssm_jax.data.inspection import Inspected, Inspector, Slice, check_files, size_of
+from ssm_jax.data.objects import exceeds
 from ssm_jax.data.published import cncb_seg, covid_classes, ictcf, listing, standard_tree
 from ssm_jax.data.published.listing import SPLITS
 from ssm_jax.files import write_json
@@ -36,7 +37,7 @@ class Options:
       name: Name of the prepared folder. Default: the data set's.
       lists: Split -> list of its slices; none for the lists that COVIDx-CT ships.
       order: See `covid_classes.class_order`.
-      min_area: Pixels that a lesion exceeds, as config.data.min_area.
+      min_area: Pixels of a slice of 512 x 512 that a lesion exceeds, as config.data.min_area.
       link: How files get there; auto: hard links, or else copies.
       threads: Files read at a time.
       tolerated: Kinds of error that are only warned of.
@@ -173,7 +174,8 @@ def _check_set(inspected: Sequence[Inspected], findings: Findings, min_area: int
 
 
 def _has_lesion(found: Inspected, min_area: int) -> bool:
-    return max(found.mask["areas"], default=0) > min_area
+    size = found.mask["height"], found.mask["width"]
+    return bool(exceeds(found.mask["areas"], min_area, *size).any())
 
 
 def _check_patients(slices: Sequence[Slice], findings: Findings) -> None:

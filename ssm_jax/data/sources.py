@@ -1,0 +1,190 @@
+"""Splits of prepared sets as sequences of decoded slices."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from ssm_jax.classes import FILE_CLASSES, LESION_CLASSES
+from ssm_jax.data import images
+from ssm_jax.data.builders import IndexedBuilder
+from ssm_jax.data.objects import AREA_FIELDS, exceeds, lesion_objects
+
+
+@dataclasses.dataclass(frozen=True)
+class SegmentationExample:
+    """A slice with its lesion objects, in pixels of the original.
+
+    Attributes:
+      file: its name; "<folder>/<name>" where the slices come from several folders.
+      image: uint8 [H, W, C].
+      instances: uint8 [H, W], 0 background, k + 1 on object k.
+      boxes: float32 [n, 4], XYXY.
+      labels: int32 [n], lesion classes from 1.
+      folder: name of the folder that it comes from.
+    """
+
+    file: str
+    image: np.ndarray
+    instances: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    folder: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationExample:
+    """A slice with its class.
+
+    Attributes:
+      file: its name; "<folder>/<name>" where the slices come from several folders.
+      image: uint8 [H, W, C].
+      label: class of the model, from 0 (see `ssm_jax.classes`).
+      folder: name of the folder that it comes from.
+    """
+
+    file: str
+    image: np.ndarray
+    label: int
+    folder: str = ""
+
+
+class Source(Sequence):
+    """A split of one or several prepared sets: random access to examples, and their index.
+
+    Attributes:
+      name: for messages.
+      folders: names of the sets.
+      folder_numbers: int [n], the set of every slice, ascending.
+      folder_counts: int [number of sets], slices of every set.
+      folder_starts: int [number of sets], index of its first slice.
+      files: names of the slices, as the examples have them.
+      heights: int [n], pixels.
+      widths: int [n], pixels.
+      channels: 1 or 3.
+      left_out: slices of the sets that are not in here.
+    """
+
+    def __init__(
+        self, sets: Mapping[str, IndexedBuilder], split: str, classes: Sequence[int] | None = None
+    ):
+        """Reads the index.
+
+        Args:
+          sets: name of a folder -> its slices, prepared.
+          split: "train" or "test".
+          classes: numbers of image classes, whose slices alone are taken; None: all are.
+        """
+        self.name = f"{split} split of {' and '.join(one.name for one in sets.values())}"
+        self.folders = tuple(sets)
+        self.channels = next(iter(sets.values())).channels
+        self._records = [_records(builder, split) for builder in sets.values()]
+        self._indices = [builder.info.metadata[split] for builder in sets.values()]
+        self._places = [
+            (number, row)
+            for number, index in enumerate(self._indices)
+            for row in range(len(index["file"]))
+            if classes is None or index["label"][row] in classes
+        ]
+        self.left_out = sum(len(index["file"]) for index in self._indices) - len(self._places)
+        self.folder_numbers = np.array([number for number, _ in self._places], int)
+        self.folder_counts = np.bincount(self.folder_numbers, minlength=len(sets))
+        self.folder_starts = np.cumsum(self.folder_counts) - self.folder_counts
+        self.heights, self.widths = np.array(self._all("height")), np.array(self._all("width"))
+        self.files: list[str] = self._all("file")
+        if len(sets) > 1:
+            named = zip(self.folder_numbers, self.files, strict=True)
+            self.files = [f"{self.folders[number]}/{file}" for number, file in named]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index):
+        index = index.__index__()
+        if not 0 <= index < len(self):
+            raise IndexError(f"slice {index} of {len(self)} in the {self.name}")
+        number, row = self._places[index]
+        record = self._records[number][row]
+        return self._example(index, record, images.decode(record["image"]), self.folders[number])
+
+    def _example(self, index: int, record: Mapping, image: np.ndarray, folder: str):
+        raise NotImplementedError
+
+    def _all(self, field: str) -> list:
+        """A field of the index, of all slices."""
+        return [self._indices[number][field][row] for number, row in self._places]
+
+
+def _records(builder: IndexedBuilder, split: str) -> Sequence[Mapping]:
+    """Random access to the records of a split, with the pictures still encoded."""
+    encoded = [name for name in ("image", "mask") if name in builder.info.features]
+    skip = {name: tfds.decode.SkipDecoding() for name in encoded}
+    return builder.as_data_source(split=split, decoders=skip)
+
+
+class SegmentationSource(Source):
+    """A split with masks; `source[i]` is a SegmentationExample.
+
+    Attributes:
+      min_area: that objects exceed, see `objects.exceeds`.
+      mask_type: see `objects.lesion_objects`.
+      object_counts: int [n], objects of every slice.
+    """
+
+    def __init__(
+        self,
+        sets: Mapping[str, IndexedBuilder],
+        split: str,
+        min_area: int,
+        mask_type: str = "merge",
+    ):
+        super().__init__(sets, split)
+        self.min_area = min_area
+        self.mask_type = mask_type
+        self.object_counts = np.zeros(len(self), int)
+        for lesion in LESION_CLASSES[mask_type]:
+            slices = zip(
+                self._all(AREA_FIELDS[lesion.values]), self.heights, self.widths, strict=True
+            )
+            self.object_counts += [exceeds(areas, min_area, h, w).sum() for areas, h, w in slices]
+
+    def _example(self, index, record, image, folder):
+        mask = images.decode_mask(record["mask"])
+        objects = lesion_objects(mask, self.min_area, self.mask_type)
+        return SegmentationExample(self.files[index], image, *objects, folder)
+
+
+class ClassificationSource(Source):
+    """A split with classes; `source[i]` is a ClassificationExample.
+
+    Slices of another size than image_size x image_size are squashed to it (PIL bilinear, which
+    antialiases), as the reference implementation does. Slices of none of the model's classes are
+    left out.
+
+    Attributes:
+      labels: int [n], classes of the model.
+    """
+
+    def __init__(
+        self,
+        sets: Mapping[str, IndexedBuilder],
+        split: str,
+        image_size: int,
+        image_classes: int = 3,
+    ):
+        classes = FILE_CLASSES[image_classes]
+        super().__init__(sets, split, classes)
+        self.image_size = image_size
+        self.labels = np.searchsorted(classes, np.array(self._all("label"), int))
+
+    def _example(self, index, record, image, folder):
+        size = (self.image_size, self.image_size)
+        if image.shape[:2] != size:
+            picture = Image.fromarray(image[..., 0] if self.channels == 1 else image)
+            pixels = np.asarray(picture.resize(size, Image.Resampling.BILINEAR))
+            image = pixels.reshape(*size, self.channels)
+        return ClassificationExample(self.files[index], image, int(self.labels[index]), folder)
