@@ -8,17 +8,19 @@ of runs that start from the same weights and see the same slices in the same ord
 the reference's, are compared with each other: they differ in the sampling of anchors and RoIs, and
 in rounding.
 
+Ours: JSON lines with "step", "loss_seg" (null where the segmentation step was skipped) and
+"loss_cls", one a step (`--config.log.every_steps=1`); other lines are passed over. The reference:
+CSV with the columns iteration, seg_loss and cls_loss. Needs matplotlib (`pip install .[docs]`).
+The exit code is 1 when a mean of ours lies outside the widened range.
+
+Examples:
+
   python -m experiments.curves \
     --ours=runs/seed0/metrics.jsonl,runs/seed1/metrics.jsonl,runs/seed2/metrics.jsonl \
     --reference=curve_r18_3_seed0.csv,curve_r18_3_seed1.csv,curve_r18_3_seed2.csv \
     --paired_ours=runs/seed0/metrics.jsonl,runs/seed1/metrics.jsonl \
     --paired_reference=from_seed0.csv,from_seed1.csv \
     --output=docs/curves.png --table=docs/curves.md
-
-Ours: JSON lines with "step", "loss_seg" (null where the segmentation step was skipped) and
-"loss_cls", one a step (`--config.log.every_steps=1`); other lines are passed over. The reference:
-CSV with the columns iteration, seg_loss and cls_loss. Needs matplotlib (`pip install .[docs]`).
-The exit code is 1 when a mean of ours lies outside the widened range.
 """
 
 from __future__ import annotations
@@ -31,27 +33,44 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from absl import app, flags
 
+from ssm_jax.cli import common
 from ssm_jax.report.tables import markdown_table
 
-_OURS = flags.DEFINE_list("ours", None, "Our metrics.jsonl files, one a seed.")
-_REFERENCE = flags.DEFINE_list("reference", None, "The reference's CSV files, one a seed.")
-_PAIRED_OURS = flags.DEFINE_list("paired_ours", [], "Our runs that the reference repeated.")
-_PAIRED_REFERENCE = flags.DEFINE_list("paired_reference", [], "The reference's, in that order.")
-_OUTPUT = flags.DEFINE_string("output", "curves.png", "Picture to write.")
-_TABLE = flags.DEFINE_string("table", "", "Markdown file for the table, which is always printed.")
-_FIRST = flags.DEFINE_integer("first", 200, "First iteration of the window, counted from 0.", 0)
-_LAST = flags.DEFINE_integer("last", 299, "Last iteration of the window (included).", 0)
-_FIRST_STEP = flags.DEFINE_enum(
-    "first_step",
-    "auto",
-    ["auto", "0", "1"],
-    "The `step` of the first iteration in our files; auto: the smallest step in each file.",
-)
-_SMOOTH = flags.DEFINE_integer("smooth", 25, "Iterations that a plotted point averages.", 1)
-
 LOSSES = {"seg": "L_SEG", "cls": "L_CLS"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags of the program.
+
+    Attributes:
+      ours: Our metrics.jsonl files, one a seed, with commas.
+      reference: The reference's CSV files, one a seed, with commas.
+      paired_ours: Our runs that the reference repeated, with commas.
+      paired_reference: The reference's, in that order.
+      output: Picture to write.
+      table: Markdown file for the table, which is always printed.
+      first: First iteration of the window, counted from 0.
+      last: Last iteration of the window (included).
+      first_step: The `step` of the first iteration in our files; auto: the smallest in each file.
+      smooth: Iterations that a plotted point averages.
+    """
+
+    ours: str
+    reference: str
+    paired_ours: str = ""
+    paired_reference: str = ""
+    output: str = "curves.png"
+    table: pathlib.Path | None = None
+    first: int = dataclasses.field(default=200, metadata={"least": 0})
+    last: int = dataclasses.field(default=299, metadata={"least": 0})
+    first_step: str = dataclasses.field(default="auto", metadata={"choices": ("auto", "0", "1")})
+    smooth: int = dataclasses.field(default=25, metadata={"least": 1})
+
+    def paths(self, name: str) -> list[str]:
+        """The files of a flag."""
+        return [path for path in getattr(self, name).split(",") if path]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,46 +316,38 @@ def plot(
     plt.close(figure)
 
 
-def main(argv: Sequence[str]) -> int:
-    """Reads the curves, writes picture and table; returns the exit code."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unknown argument {argv[1]!r}; see --help")
-    if _FIRST.value > _LAST.value:
-        raise app.UsageError("--first must not be above --last")
-    try:
-        ours = [
-            read_ours(path, f"ours, run {k}", _FIRST_STEP.value)
-            for k, path in enumerate(_OURS.value)
-        ]
-        reference = [
-            read_reference(path, f"reference, run {k}") for k, path in enumerate(_REFERENCE.value)
-        ]
-        if len(_PAIRED_OURS.value) != len(_PAIRED_REFERENCE.value):
-            raise ValueError("--paired_ours and --paired_reference name the two runs of each pair")
-        pairs = [
-            (read_ours(own, f"pair {k}", _FIRST_STEP.value), read_reference(other, f"pair {k}"))
-            for k, (own, other) in enumerate(
-                zip(_PAIRED_OURS.value, _PAIRED_REFERENCE.value, strict=True)
-            )
-        ]
-        window = (_FIRST.value, _LAST.value)
-        table, all_inside = make_table(ours, reference, *window)
-        spread = make_spread([*reference, *ours], *window)
-        paired = make_pairs(pairs, *window)
-        table = "\n".join(part for part in (table, paired, spread) if part)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    plot(ours, reference, _OUTPUT.value, window, _SMOOTH.value)
+def main(flags: Flags) -> None:
+    """The program."""
+    if flags.first > flags.last:
+        raise ValueError("--first must not be above --last")
+    ours = [
+        read_ours(path, f"ours, run {k}", flags.first_step)
+        for k, path in enumerate(flags.paths("ours"))
+    ]
+    reference = [
+        read_reference(path, f"reference, run {k}")
+        for k, path in enumerate(flags.paths("reference"))
+    ]
+    paired = flags.paths("paired_ours"), flags.paths("paired_reference")
+    if len(paired[0]) != len(paired[1]):
+        raise ValueError("--paired_ours and --paired_reference name the two runs of each pair")
+    pairs = [
+        (read_ours(own, f"pair {k}", flags.first_step), read_reference(other, f"pair {k}"))
+        for k, (own, other) in enumerate(zip(*paired, strict=True))
+    ]
+    window = (flags.first, flags.last)
+    means, all_inside = make_table(ours, reference, *window)
+    parts = (means, make_pairs(pairs, *window), make_spread([*reference, *ours], *window))
+    table = "\n".join(part for part in parts if part)
+    plot(ours, reference, flags.output, window, flags.smooth)
     print(table)
-    print(f"wrote {_OUTPUT.value}")
-    if _TABLE.value:
-        pathlib.Path(_TABLE.value).write_text(table, encoding="utf-8")
-        print(f"wrote {_TABLE.value}")
-    return 0 if all_inside else 1
+    print(f"wrote {flags.output}")
+    if flags.table:
+        flags.table.write_text(table, encoding="utf-8")
+        print(f"wrote {flags.table}")
+    if not all_inside:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    # Not where they are defined: tests import this module beside other programs.
-    flags.mark_flags_as_required(["ours", "reference"])
-    app.run(main)
+    common.run("python -m experiments.curves", __doc__, Flags, main, sys.argv[1:])

@@ -13,35 +13,44 @@ Examples:
     python -m experiments.reproduce --table_only
 """
 
-import pathlib
+from __future__ import annotations
 
-from absl import app, flags
+import dataclasses
+import pathlib
+import sys
 
 from experiments import systems
 from ssm_jax.cli import common
 
-_WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "Folder with one run a system.")
-_TABLE = flags.DEFINE_string(
-    "table",
-    "docs/results.md",
-    f"File with the lines {systems.BEGIN} and {systems.END}; a missing file is made.",
-)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of every run.", lower_bound=0)
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "Where phantoms are kept; default: as ever.")
-_SYSTEMS = flags.DEFINE_list("systems", [], "Only these, such as ssm2_r18_2; default: all.")
-_TABLE_ONLY = flags.DEFINE_bool("table_only", False, "Run nothing; write what is finished.")
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Flags of the program.
+
+    Attributes:
+      workdir: Folder with one run a system.
+      table: File with the two lines; a missing file is made.
+      seed: Seed of every run.
+      data_dir: Where phantoms are kept. Default: as ever.
+      systems: Only these, with commas, such as ssm2_r18_2. Default: all.
+      table_only: Run nothing; write what is finished.
+    """
+
+    workdir: pathlib.Path = pathlib.Path("runs/reproduce")
+    table: pathlib.Path = pathlib.Path("docs/results.md")
+    seed: int = dataclasses.field(default=0, metadata={"least": 0})
+    data_dir: str = ""
+    systems: str = ""
+    table_only: bool = False
 
 
-def main(argv: list[str]) -> None:
+def main(flags: Flags) -> None:
     """The program."""
-    common.start(argv)
-    with common.one_line_errors(ValueError, OSError):
-        plan = systems.Plan(pathlib.Path(_WORKDIR.value), _SEED.value, _DATA_DIR.value)
-        runner = None if _TABLE_ONLY.value else systems.run_program
-        systems.reproduce(
-            plan, systems.selected(_SYSTEMS.value), pathlib.Path(_TABLE.value), runner
-        )
+    plan = systems.Plan(flags.workdir, flags.seed, flags.data_dir)
+    chosen = systems.selected(flags.systems.split(",") if flags.systems else [])
+    runner = None if flags.table_only else systems.run_program
+    systems.reproduce(plan, chosen, flags.table, runner)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    common.run("python -m experiments.reproduce", __doc__, Flags, main, sys.argv[1:])

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from ssm_jax import sharding
 from ssm_jax.classes import short_names
-from ssm_jax.config import ModelConfig
+from ssm_jax.config import ModelConfig, default_config
 from ssm_jax.models.inference import Predictions, make_classify_fn, make_predict_fn
 from ssm_jax.ops.masks import encode_masks
 from ssm_jax.ops.resizing import resize_bilinear, resized_shape
@@ -201,8 +201,8 @@ class Predictor:
 
 def load(
     path: str | os.PathLike,
-    score_threshold: float = 0.75,
-    nms_threshold: float = 0.5,
+    score_threshold: float | None = None,
+    nms_threshold: float | None = None,
     masks: bool = True,
     batch_size: int = 1,
 ) -> Predictor:
@@ -211,8 +211,8 @@ def load(
     Args:
       path: a run's working directory (its best checkpoint, or else the latest), its folder of
         checkpoints, or the folder of one step.
-      score_threshold: detections have a larger score.
-      nms_threshold: IoU above which the lower-scored box is dropped.
+      score_threshold: detections have a larger score; None: see `thresholds`.
+      nms_threshold: IoU above which the lower-scored box is dropped; None: see `thresholds`.
       masks: whether to predict masks.
       batch_size: slices a call.
 
@@ -226,8 +226,22 @@ def load(
     """
     from ssm_jax.checkpoints import load_model
 
-    model_config, variables, _ = load_model(path)
-    return Predictor(model_config, variables, score_threshold, nms_threshold, masks, batch_size)
+    model_config, variables, info = load_model(path)
+    of_run = thresholds(info.config)
+    score = of_run[0] if score_threshold is None else score_threshold
+    nms = of_run[1] if nms_threshold is None else nms_threshold
+    return Predictor(model_config, variables, score, nms, masks, batch_size)
+
+
+def thresholds(run: Mapping[str, Any] | None) -> tuple[float, float]:
+    """Score and NMS threshold that a run was evaluated with: those its figures hold for.
+
+    Args:
+      run: its configuration, as a checkpoint has it; None for imported weights, whose thresholds
+        are the default configuration's.
+    """
+    settings = (run or default_config())["eval"]
+    return settings["score_threshold"], settings["nms_threshold"]
 
 
 def check_thresholds(score_threshold: float, nms_threshold: float) -> None:

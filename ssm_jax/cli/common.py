@@ -1,14 +1,19 @@
 """What the programs share: reading the command line, quiet logs, and errors in one line."""
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import pathlib
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ssm_jax.cli import flags
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 T = TypeVar("T")
 HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
@@ -48,22 +53,6 @@ def run(
         except flags.UsageError as error:
             raise ValueError(f"{error} ({name} --help lists the flags)") from error
         main(given)
-
-
-def start(argv: list[str]) -> None:
-    """Begins a program that takes flags only.
-
-    Args:
-      argv: what was left of the command line.
-
-    Raises:
-      UsageError: something was.
-    """
-    from absl import app
-
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; flags start with --")
-    set_up_logging()
 
 
 def set_up_logging() -> None:
@@ -135,6 +124,34 @@ def one_line_errors(*kinds: type[BaseException]) -> Iterator[None]:
         sys.exit(130)  # as shells have it: 128 + SIGINT
     except MemoryError as error:
         sys.exit(f"error: not enough memory: {error}")
+    except RuntimeError as error:  # XLA's own error of that is one
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        sys.exit(f"error: not enough memory: {str(error).splitlines()[0]}")
+
+
+class _Lines:
+    """A stream on which each state of a progress bar is a line of its own."""
+
+    def write(self, text: str) -> None:
+        """Writes a state; what only moves the cursor is left out."""
+        if text.strip():
+            sys.stderr.write(f"{text.strip()}\n")
+
+    def flush(self) -> None:
+        """Hands on."""
+        sys.stderr.flush()
+
+
+def slices_bar(total: int, hidden: bool) -> tqdm:
+    """A progress bar of slices: in place on a terminal, elsewhere a line a minute."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        return tqdm(total=total, unit="slice", disable=hidden)
+    line = "{percentage:.0f}% {n_fmt}/{total_fmt} slices, {remaining} left"
+    often = {"mininterval": 60, "miniters": 1, "delay": 60}
+    return tqdm(total=total, disable=hidden, file=_Lines(), bar_format=line, **often)
 
 
 def require_absent(output: pathlib.Path) -> None:

@@ -15,6 +15,7 @@ import dataclasses
 
 from ssm_jax.cli import common
 from ssm_jax.cli.evaluate import EvaluationFlags, command_line
+from ssm_jax.cli.model import require_folder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,10 @@ class Flags(EvaluationFlags):
     folders: tuple[str, ...] = dataclasses.field(
         metadata={"positional": True, "shown": "DIR DIR ..."}
     )
+
+    def __post_init__(self):
+        for folder in self.folders:
+            require_folder(folder)
 
 
 def main(flags: Flags) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import pathlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from ssm_jax.scans.options import RULES
+
+if TYPE_CHECKING:
+    from ssm_jax.predictor import Predictor
 
 SHARE = {"least": 0, "most": 1}
 
@@ -34,63 +39,78 @@ class CheckpointFlag:
 
     checkpoint: str
 
+    def __post_init__(self):
+        require_folder(self.checkpoint)
+
+
+def require_folder(checkpoint: str) -> None:
+    """Raises ValueError for a file in place of a checkpoint, which is a folder."""
+    if pathlib.Path(checkpoint).is_file():
+        raise ValueError(
+            f"{checkpoint} is a file, and a checkpoint is a folder; of weights in a .pth, .pt or "
+            f".npz file ssm-jax import-reference --weights={checkpoint} --output=FOLDER makes one"
+        )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelFlags(CheckpointFlag):
     """Which model, and what counts as a detection.
 
     Attributes:
-      score_threshold: Detections have a larger score. Default: as the run evaluated it, or 0.75
+      score_threshold: Detections have a larger score. Default: as the run was evaluated, or 0.75
         for imported weights.
       nms_threshold: Of two detections with a larger IoU the lower-scored one is dropped. Default:
-        as the run evaluated it, or 0.5 for imported weights.
+        as the run was evaluated, or 0.5 for imported weights.
     """
 
     score_threshold: float | None = dataclasses.field(default=None, metadata=SHARE)
     nms_threshold: float | None = dataclasses.field(default=None, metadata=SHARE)
 
-    def thresholds(self, run: dict[str, Any] | None) -> dict[str, float]:
-        """Both thresholds.
+    def thresholds(self, run: Mapping[str, Any] | None) -> dict[str, float]:
+        """Both thresholds, for a checkpoint of a run; see `ssm_jax.predictor.thresholds`."""
+        from ssm_jax.predictor import thresholds
 
-        Args:
-          run: the configuration of the checkpoint's run; None for imported weights.
+        score, nms = thresholds(run)
+        return {
+            "score_threshold": score if self.score_threshold is None else self.score_threshold,
+            "nms_threshold": nms if self.nms_threshold is None else self.nms_threshold,
+        }
+
+
+class Loaded:
+    """The model that flags name, read from its checkpoint."""
+
+    def __init__(self, flags: ModelFlags):
+        """Reads it.
+
+        Raises:
+          CheckpointError: no checkpoint there, not ours, or damaged.
         """
-        from ssm_jax.config import default_config
+        from ssm_jax.checkpoints import load_model
 
-        settings = run["eval"] if run else default_config().eval
-        given = {"score_threshold": self.score_threshold, "nms_threshold": self.nms_threshold}
-        return {k: settings[k] if value is None else value for k, value in given.items()}
+        self.config, self.variables, self.info = load_model(flags.checkpoint)
+        self._thresholds = flags.thresholds(self.info.config)
 
+    def predictor(self, **settings: Any) -> Predictor:
+        """Makes it ready; settings are those of `Predictor`, the thresholds aside."""
+        from ssm_jax.predictor import Predictor
 
-def load_predictor(flags: ModelFlags, **settings):
-    """The model that flags name, and what people want to know of it.
+        return Predictor(self.config, self.variables, **self._thresholds, **settings)
 
-    Args:
-      flags: of the command.
-      **settings: of `ssm_jax.predictor.Predictor`, the thresholds aside.
+    def facts(self) -> dict[str, str]:
+        """What people want to know of it: label and value, in reading order."""
+        import jax
 
-    Returns:
-      the Predictor, and its facts: label and value, in reading order.
+        from ssm_jax.classes import long_names
 
-    Raises:
-      CheckpointError: no checkpoint there, not ours, or damaged.
-    """
-    import jax
-
-    from ssm_jax.checkpoints import load_model
-    from ssm_jax.classes import long_names
-    from ssm_jax.predictor import Predictor
-
-    config, variables, info = load_model(flags.checkpoint)
-    predictor = Predictor(config, variables, **flags.thresholds(info.config), **settings)
-    count = sum(x.size for x in jax.tree.leaves(variables["params"]))
-    facts = {
-        "Checkpoint": str(info.path),
-        "Iteration": str(info.step) if info.config else "imported",
-        "Network": f"{config.backbone}, {config.blocks} blocks, {count:,} parameters",
-        "Classes": ", ".join(long_names(config.image_classes)) or "none: it only segments",
-        "Score threshold": f"{predictor.score_threshold:g}",
-        "NMS threshold": f"{predictor.nms_threshold:g}",
-        "Computed on": f"{jax.devices()[0].device_kind} with JAX {jax.__version__}",
-    }
-    return predictor, facts
+        config, info = self.config, self.info
+        count = sum(x.size for x in jax.tree.leaves(self.variables["params"]))
+        return {
+            "Checkpoint": str(info.path),
+            "Iteration": str(info.step) if info.config else "imported",
+            "Network": f"{config.backbone}, {config.blocks} blocks, {count:,} parameters",
+            "Classes": ", ".join(long_names(config.image_classes)) or "none: it only segments",
+            "Score threshold": f"{self._thresholds['score_threshold']:g}",
+            "NMS threshold": f"{self._thresholds['nms_threshold']:g}",
+            "Computed on": f"{jax.devices()[0].device_kind} with JAX {jax.__version__}",
+        }

@@ -33,8 +33,8 @@ import sys
 
 import numpy as np
 
-from ssm_jax.cli import common, model
-from ssm_jax.cli.model import ModelFlags, SummaryFlags
+from ssm_jax.cli import common
+from ssm_jax.cli.model import Loaded, ModelFlags, SummaryFlags
 from ssm_jax.cli.processes import ProcessFlags, join
 from ssm_jax.scans.options import InputOptions
 
@@ -137,7 +137,6 @@ def predict_all(predictor, scans: list, flags: Flags) -> list:
       ScanError: a lung mask that does not fit.
     """
     import jax
-    from tqdm import tqdm
 
     from ssm_jax.scans.predict import LungMask, predict_scan
 
@@ -146,8 +145,7 @@ def predict_all(predictor, scans: list, flags: Flags) -> list:
         raise ValueError(f"--lung_mask is for one scan, but the inputs hold {len(scans)}")
     overlays = Overlays(flags.output_dir / "overlays")
     results = []
-    quiet = True if jax.process_index() else None  # None: unless it is a terminal
-    with tqdm(total=sum(len(s.slices) for s in scans), unit="slice", disable=quiet) as bar:
+    with common.slices_bar(sum(len(s.slices) for s in scans), jax.process_index() > 0) as bar:
         for number, scan in enumerate(scans, 1):
             before = bar.n
             results.append(
@@ -195,16 +193,15 @@ def main(flags: Flags) -> None:
     from ssm_jax.scans.open import open_scans
     from ssm_jax.scans.output import to_json
 
-    predictor, facts = model.load_predictor(
-        flags.model,
-        masks="none" not in flags.masks,
-        # A CPU gains nothing from batches; an accelerator does.
-        batch_size=flags.batch_size
-        or jax.local_device_count() * (1 if jax.default_backend() == "cpu" else 8),
-    )
+    model = Loaded(flags.model)
     scans = open_scans([*flags.inputs], options)
     failed = [scan for scan in scans if scan.error]
     scans = [scan for scan in scans if not scan.error]
+    # A CPU gains nothing from batches; an accelerator does.
+    batch_size = jax.local_device_count() * (1 if jax.default_backend() == "cpu" else 8)
+    if flags.batch_size:  # no larger than a scan, for it is filled up
+        batch_size = min(flags.batch_size, max((len(scan.slices) for scan in scans), default=1))
+    predictor = model.predictor(masks="none" not in flags.masks, batch_size=batch_size)
     results = predict_all(predictor, scans, flags)
     if jax.process_index():
         return  # the first process has all results, and writes them
@@ -213,7 +210,7 @@ def main(flags: Flags) -> None:
     if flags.report:
         from ssm_jax.report.scan import scan_report
 
-        page = scan_report(results, facts, predictor.score_threshold)
+        page = scan_report(results, model.facts(), predictor.score_threshold)
         write_text_atomically(output / flags.report, page)
     tell(results, content["slices"], output)
 

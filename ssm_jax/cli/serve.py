@@ -21,8 +21,8 @@ import logging
 
 import numpy as np
 
-from ssm_jax.cli import common, model
-from ssm_jax.cli.model import ModelFlags, SummaryFlags
+from ssm_jax.cli import common
+from ssm_jax.cli.model import Loaded, ModelFlags, SummaryFlags
 from ssm_jax.serve.limits import Limits
 
 LOG = logging.getLogger("ssm_jax.serve")
@@ -67,7 +67,8 @@ def make_model(flags: Flags):
     from ssm_jax.serve.work import Model
 
     batch_size = 1 if jax.default_backend() == "cpu" else 8
-    predictor, facts = model.load_predictor(flags.model, batch_size=batch_size)
+    model = Loaded(flags.model)
+    predictor = model.predictor(batch_size=batch_size)
     size = predictor.model_config.image_size
     predictor(np.zeros((size, size), np.uint8))
 
@@ -84,7 +85,7 @@ def make_model(flags: Flags):
     def predicted(scan, progress):
         return predict_scan(predictor, scan, rule=flags.rule, progress=progress)
 
-    return Model(opened, predicted, write_masks, to_json, facts, predictor.score_threshold)
+    return Model(opened, predicted, write_masks, to_json, model.facts(), predictor.score_threshold)
 
 
 def main(flags: Flags) -> None:

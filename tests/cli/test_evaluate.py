@@ -9,7 +9,9 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+import ssm_jax
 from ssm_jax.checkpoints import save_model
+from ssm_jax.cli.model import Loaded, ModelFlags
 from ssm_jax.config import ModelConfig
 from ssm_jax.data import open_datasets
 from ssm_jax.evaluation import coco, per_image_ap
@@ -252,6 +254,18 @@ def test_the_command_line(run, evaluated, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "2 models" in done.stdout
     assert (tmp_path / "all" / "compare.md").is_file()
+
+
+def test_thresholds_are_those_of_the_run(run):
+    """Where none is given, a model detects as its evaluation did."""
+    predictor = ssm_jax.load(run[0])
+    assert (predictor.score_threshold, predictor.nms_threshold) == (0.05, 0.4)
+    predictor = ssm_jax.load(run[0], score_threshold=0.0)
+    assert (predictor.score_threshold, predictor.nms_threshold) == (0.0, 0.4)
+    assert Loaded(ModelFlags(checkpoint=str(run[0]))).facts()["Score threshold"] == "0.05"
+    given = ModelFlags(checkpoint=str(run[0]), nms_threshold=0.0)
+    assert given.thresholds(run[1].to_dict()) == {"score_threshold": 0.05, "nms_threshold": 0.0}
+    assert given.thresholds(None) == {"score_threshold": 0.75, "nms_threshold": 0.0}
 
 
 def test_mistakes_are_one_line(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 import ssm_jax
 from ssm_jax.__main__ import COMMANDS
-from ssm_jax.cli import flags
+from ssm_jax.cli import common, flags
 from tests.helpers.programs import ROOT, command, run
 
 
@@ -265,3 +265,52 @@ def test_devices_that_are_not_there(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: JAX_PLATFORMS=cuda asks for devices that cannot be used")
     assert done.stderr.count("\n") == 1
+
+
+def test_lack_of_device_memory_is_told_as_such(monkeypatch):
+    from ssm_jax.cli import compare
+
+    def fail(flags):
+        raise RuntimeError(text)
+
+    monkeypatch.setattr(compare, "main", fail)
+    text = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"
+    done = run("compare", "--output_dir=x", "y")
+    assert done.stderr == f"error: not enough memory: {text.splitlines()[0]}\n"
+    text = "a fault of ours"
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        run("compare", "--output_dir=x", "y")
+
+
+def test_a_file_of_weights_in_place_of_a_checkpoint(tmp_path):
+    path = tmp_path / "ssm.pth"
+    path.write_bytes(b"")
+    for arguments in (
+        ["predict", f"--checkpoint={path}", "--inputs=x"],
+        ["evaluate", f"--checkpoint={path}"],
+        ["compare", path],
+    ):
+        done = run(*arguments, f"--output_dir={tmp_path}")
+        assert done.returncode == 1
+        assert f"ssm-jax import-reference --weights={path} --output=FOLDER makes one" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_progress_in_a_file_is_a_line_a_minute(capsys):
+    now = 0.0
+    with common.slices_bar(200, hidden=False) as bar:
+        bar._time, bar.start_t, bar.last_print_t = lambda: now, now, now
+        for _ in range(200):
+            now += 1.0
+            bar.update()
+    assert capsys.readouterr().err.splitlines() == [
+        "30% 60/200 slices, 02:20 left",
+        "60% 120/200 slices, 01:20 left",
+        "90% 180/200 slices, 00:20 left",
+        "100% 200/200 slices, 00:00 left",
+    ]
+    with common.slices_bar(5, hidden=False) as bar:
+        bar.update(5)
+    with common.slices_bar(5, hidden=True) as bar:
+        bar.update(5)
+    assert capsys.readouterr().err == ""

@@ -144,6 +144,11 @@ def test_without_masks(checkpoint, folder, tmp_path):
     assert all(d.keys() == {"box", "score", "label"} for d in entry["detections"])
 
 
+def test_a_batch_is_no_larger_than_a_scan(checkpoint, folder, tmp_path):
+    done = call(checkpoint, tmp_path / "out", folder / "wide.png", batch_size=100_000)
+    assert done.returncode == 0, done.stderr
+
+
 def test_several_inputs_keep_their_order(checkpoint, folder, tmp_path):
     wide, color = folder / "wide.png", folder / "deeper" / "color.JPG"
     empty = tmp_path / "empty"

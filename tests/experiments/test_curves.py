@@ -1,13 +1,12 @@
 """The comparison of training curves: window means, the widened range, verdict and picture."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from experiments import curves
+from tests.helpers.programs import run_module
 from tests.helpers.shared import REFERENCE, needs_reference
 
 
@@ -110,9 +109,9 @@ def test_program(tmp_path):
         write_ours(tmp_path / f"{k}.jsonl", curve.seg[:300], curve.cls[:300])
         for k, curve in enumerate(recorded)
     ]
-    command = [sys.executable, curves.__file__, f"--reference={','.join(csvs)}"]
-    command += [f"--output={tmp_path}/out/curves.png", f"--table={tmp_path}/table.md"]
-    run = subprocess.run([*command, f"--ours={','.join(ours)}"], capture_output=True, text=True)
+    flags = [f"--output={tmp_path}/out/curves.png", f"--table={tmp_path}/table.md"]
+    flags += [f"--reference={','.join(csvs)}", f"--ours={','.join(ours)}"]
+    run = run_module(curves, *flags)
     assert run.returncode == 0, run.stderr
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
     table = (tmp_path / "table.md").read_text()

@@ -6,17 +6,15 @@ import pathlib
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import threading
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from configs import ssm2
-from experiments import systems
+from experiments import reproduce, systems
+from ssm_jax.cli import configs, flags, train
 from ssm_jax.config import validate
+from tests.helpers.programs import run_module
 from tests.helpers.tiny import shrunk
 from tests.models.test_models import PARAMETERS, STEPPED_IN_CLASSIFICATION
 
@@ -90,18 +88,13 @@ def test_all_systems_and_their_pretraining():
 
 
 @pytest.mark.parametrize("system", systems.SYSTEMS, ids=lambda system: system.key)
-def test_a_command_makes_the_configuration_that_the_table_tells_of(plan, system, monkeypatch):
+def test_a_command_makes_the_configuration_that_the_table_tells_of(plan, system):
     command = plan.command(system)
     assert command[:3] == ["python", "-m", "experiments.main"]
-    values = flags.FlagValues()
-    holder = config_flags.DEFINE_config_file("config", flag_values=values)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    # The flag looks for the fields that are set in the command line of the process.
-    monkeypatch.setattr(sys, "argv", ["program", *shlex.split(shlex.join(command))[3:]])
-    values(sys.argv)
-    config = holder.value
+    given = flags.parse(train.Flags, shlex.split(shlex.join(command))[3:])
+    config = configs.changed(configs.load(given.config), given.changes)
     assert config.to_dict() == plan.config(system).to_dict()
-    assert values["workdir"].value == str(plan.folder(system))
+    assert given.workdir == str(plan.folder(system))
     validate(config)
     assert (config.seed, config.train.max_steps) == (5, STEPS)
     starts = system.name in ("ssm", "ssm2")
@@ -254,15 +247,12 @@ time.sleep(60)
 def test_the_program_reports_errors_without_a_traceback(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text("no place here", encoding="utf-8")
-    program = [sys.executable, "-m", "experiments.reproduce", f"--workdir={tmp_path}"]
     for arguments, message in (
         (["--systems=ssm9"], "no system is called 'ssm9'"),
         ([f"--table={readme}"], "README.md: it has no place for the table"),
         ([f"--table={tmp_path / 'new.md'}", "--table_only"], "holds no finished run"),
     ):
-        done = subprocess.run(
-            program + arguments, cwd=ROOT, capture_output=True, text=True, check=False
-        )
+        done = run_module(reproduce, f"--workdir={tmp_path}", *arguments)
         assert done.returncode == 1
         assert message in done.stderr
         assert "Traceback" not in done.stderr

@@ -11,6 +11,7 @@ import unittest.mock
 import jax
 
 from ssm_jax.__main__ import run as run_command
+from ssm_jax.cli import common
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
@@ -40,6 +41,17 @@ def _settings_kept():
 def run(name, *arguments):
     """Runs a command in this process, in the checkout; what it gives is as of `subprocess.run`."""
     arguments = [name.replace("_", "-"), *map(str, arguments)]
+    return _captured(run_command, arguments, arguments)
+
+
+def run_module(module, *arguments):
+    """Runs a program of the checkout, a module, in the same way."""
+    arguments = [*map(str, arguments)]
+    given = (module.__name__, module.__doc__, module.Flags, module.main, arguments)
+    return _captured(common.run, arguments, *given)
+
+
+def _captured(function, arguments, *given):
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
         _settings_kept(),
@@ -49,7 +61,7 @@ def run(name, *arguments):
         contextlib.redirect_stderr(err),
     ):
         try:
-            run_command(arguments)
+            function(*given)
         except SystemExit as end:
             code = end.code
             if isinstance(code, str):
