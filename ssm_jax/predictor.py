@@ -145,11 +145,14 @@ class Predictor:
         """Predicts one slice; see `predict_batch`."""
         return self.predict_batch([image])[0]
 
-    def predict_batch(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+    def predict_batch(
+        self, images: Sequence[np.ndarray], aspects: Sequence[float] | None = None
+    ) -> list[Prediction]:
         """Predicts slices of any sizes.
 
         Args:
           images: each [H, W] or [H, W, 3]; uint8, or float in [0, 1].
+          aspects: of each slice, height of a pixel over its width; None: pixels are square.
 
         Returns:
           One Prediction a slice, in the order given.
@@ -159,7 +162,9 @@ class Predictor:
         """
         results: list[Prediction | None] = [None] * len(images)
         thresholds = (self.score_threshold, self.nms_threshold)
-        for indices, sizes, outputs in self._run(images, self._predict, *thresholds):
+        for indices, sizes, outputs in self._run(
+            images, self._predict, *thresholds, aspects=aspects
+        ):
             for row, index in enumerate(indices):
                 original = np.shape(images[index])[:2]
                 results[index] = _in_original_pixels(outputs, row, sizes[row], original)
@@ -173,10 +178,13 @@ class Predictor:
             logits[indices] = outputs[: len(indices)]
         return logits
 
-    def _run(self, images, function, *args):
+    def _run(self, images, function, *args, aspects=None):
         """Yields (indices into `images`, resized sizes [B, 2], outputs on the host) a batch."""
         config = self.model_config
-        prepared = [prepare(image, config.image_size, config.max_size) for image in images]
+        prepared = [
+            prepare(image, config.image_size, config.max_size, aspect)
+            for image, aspect in zip(images, aspects or [1.0] * len(images), strict=True)
+        ]
         alike: dict[tuple, list[int]] = {}
         for index, image in enumerate(prepared):
             key = (*_canvas(image.shape), image.shape[2], image.dtype)
@@ -251,13 +259,14 @@ def check_thresholds(score_threshold: float, nms_threshold: float) -> None:
             raise ValueError(f"{name}_threshold must lie in [0, 1], not {value}")
 
 
-def prepare(image: np.ndarray, image_size: int, max_size: int) -> np.ndarray:
+def prepare(image: np.ndarray, image_size: int, max_size: int, aspect: float = 1.0) -> np.ndarray:
     """Checks a slice and resizes it for the model.
 
     Args:
       image: [H, W] or [H, W, 3], uint8 or float in [0, 1].
       image_size: pixels of the resized short side.
       max_size: bound of the resized long side, pixels.
+      aspect: height of a pixel over its width; those of the result are square.
 
     Returns:
       [h, w, C] with the channels that the slice has, 1 or 3: uint8 where that is what came and
@@ -272,7 +281,8 @@ def prepare(image: np.ndarray, image_size: int, max_size: int) -> np.ndarray:
     if image.size == 0:
         raise ValueError(f"a slice needs pixels, this one has the shape {list(image.shape)}")
     image = image[..., None] if image.ndim == 2 else image
-    height, width = resized_shape(*image.shape[:2], image_size, max_size)
+    shape = image.shape[0] * aspect, image.shape[1]
+    height, width = resized_shape(*shape, image_size, max_size)
     same = (height, width) == image.shape[:2]
     if image.dtype == np.uint8:
         if same:

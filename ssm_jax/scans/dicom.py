@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -10,16 +11,28 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ssm_jax.scans.dicom_frames import Frame, Pixels, frames_of, read_header
+from ssm_jax.scans.dicom_frames import Frame, facts_of, frames_of
+from ssm_jax.scans.dicom_pixels import Pixels
 from ssm_jax.scans.find import Blob
-from ssm_jax.scans.options import InputOptions, ScanError, medical_library
-from ssm_jax.scans.source import Scan, Slice, Turn, values_for_people
-from ssm_jax.scans.window import Reading, decide, spread
+from ssm_jax.scans.options import InputOptions, ScanError, medical_library, visible
+from ssm_jax.scans.source import (
+    Scan,
+    Slice,
+    Turn,
+    aspect_of,
+    few,
+    refuse,
+    tissue_level,
+    values_for_people,
+)
+from ssm_jax.scans.window import Reading, Source, decide, spread
 
 _SAMPLES = (0.25, 0.5, 0.75)  # of the way through the stack
 _SAME = 1e-2  # millimeters that positions of one place differ at most
 _GAP = 1.5  # usual distances from which a distance is a gap
-_NAMED = 3  # files that a warning names
+_UNEVEN = 0.1  # of the usual distance by which distances may differ
+_TILTED = 0.5  # degrees between a stack and the normal of its slices
+_NAMED = 3  # gaps that a warning names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +48,16 @@ class DicomStack:
     planar: bool
 
 
+@dataclasses.dataclass
+class _Read:
+    """What became of files: frames by the stack they belong to, and the rest."""
+
+    groups: dict[tuple, list[Frame]] = dataclasses.field(default_factory=dict)
+    unread: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    others: list[str] = dataclasses.field(default_factory=list)
+    repeated: list[str] = dataclasses.field(default_factory=list)
+
+
 def open_dicom(path: str, blobs: Sequence[Blob], options: InputOptions) -> list[Scan]:
     """Makes scans of DICOM files.
 
@@ -48,72 +71,85 @@ def open_dicom(path: str, blobs: Sequence[Blob], options: InputOptions) -> list[
       options: window and limits.
 
     Returns:
-      Scans, the largest first. Files that cannot be read are slices at the end of the largest.
+      Scans, the largest first. Files that cannot be read are slices at the end of the largest, or
+      scans with an error where none can be read.
 
     Raises:
-      ScanError: pydicom is missing, or no file is a DICOM image.
+      ScanError: pydicom is missing, or no file holds an image.
     """
     medical_library("pydicom")
-    groups: dict[tuple, list[Frame]] = {}
-    unread: list[tuple[Blob, str]] = []
-    others, seen, repeated = 0, set(), []
-    for blob in blobs:
-        try:
-            frames = frames_of(blob, read_header(blob))
-        except ScanError as error:
-            if len(blobs) == 1:
-                raise
-            unread.append((blob, str(error)))
-            continue
-        others += not frames
-        for frame in frames:
-            uid = (str(frame.header.get("SOPInstanceUID", blob.name)), frame.number)
-            if uid in seen:
-                repeated.append(blob.name)
-                continue
-            seen.add(uid)
-            groups.setdefault(_key(frame), []).append(frame)
-    if not groups:
-        raise ScanError(_nothing(unread, others))
-    stacks = [stack for frames in groups.values() for stack in _one_a_place(frames)]
+    read = _read_all(blobs)
+    if not read.groups:
+        if not read.unread:
+            raise ScanError(_nothing(read.others))
+        return [Scan(name, "dicom", error=why) for name, why in read.unread]
+    stacks = [stack for frames in read.groups.values() for stack in _one_a_place(frames)]
     stacks.sort(key=len, reverse=True)
-    parts = {}
-    for frames in stacks:
-        parts[_series(frames[0])] = parts.get(_series(frames[0]), 0) + 1
+    parts = collections.Counter(frames[0].about.series for frames in stacks)
     scans = []
     for number, frames in enumerate(stacks, 1):
         name = path if len(stacks) == 1 else f"{path} (scan {number} of {len(stacks)})"
-        scans.append(_scan(name, frames, parts[_series(frames[0])], options))
+        scans.append(_scan(name, frames, parts[frames[0].about.series], options))
     first = scans[0]
-    if others:
-        first.warnings.append(f"left out: {others} DICOM files without an image")
-    if repeated:
-        first.warnings.append(f"left out: {len(repeated)} duplicates of files ({_few(repeated)})")
-    for blob, why in unread:
-        first.slices.append(Slice(blob.name, functools.partial(_refuse, why)))
+    if read.others:
+        count = len(read.others)
+        first.warnings.append(
+            f"left out: {count} DICOM files without an image ({few(read.others)})"
+        )
+    if read.repeated:
+        first.warnings.append(
+            f"left out: {len(read.repeated)} duplicates of files ({few(read.repeated)})"
+        )
+    for name, why in read.unread:
+        first.slices.append(Slice(name, functools.partial(refuse, why)))
         first.origin.frames.append(None)
-    if unread:
-        names = _few([blob.name for blob, _ in unread])
-        first.warnings.append(f"{len(unread)} files cannot be read as DICOM ({names})")
+    if read.unread:
+        names = few([name for name, _ in read.unread])
+        first.warnings.append(f"{len(read.unread)} files cannot be read as DICOM ({names})")
     return scans
+
+
+def _read_all(blobs: Sequence[Blob]) -> _Read:
+    """The frames of files, each instance once."""
+    read, seen = _Read(), set()
+    for blob in blobs:
+        try:
+            frames = frames_of(blob)
+        except ScanError as error:
+            read.unread.append((blob.name, str(error)))
+            continue
+        if frames == []:
+            read.others.append(blob.name)
+        for frame in frames or []:
+            uid = (frame.about.instance or blob.name, frame.number)
+            if uid in seen:
+                read.repeated.append(blob.name)
+                continue
+            seen.add(uid)
+            read.groups.setdefault(_key(frame), []).append(frame)
+    return read
+
+
+def _nothing(others: Sequence[str]) -> str:
+    """Why there is no scan."""
+    if others:
+        return f"holds no image ({len(others)} DICOM files of other kinds)"
+    return "is a DICOMDIR, which only lists files; give the folder of the files"
 
 
 def _key(frame: Frame) -> tuple:
     """Equal for frames of one stack."""
     file = frame.blob.name if frame.number is not None else None
-    orientation = frame.plane.orientation if frame.plane else None
-    return _series(frame), file, orientation, frame.shape
-
-
-def _series(frame: Frame) -> str:
-    return str(frame.header.get("SeriesInstanceUID", ""))
+    plane = frame.plane
+    place = (plane.orientation, *np.round(plane.spacing, 3).tolist()) if plane else None
+    return frame.about.series, file, place, frame.shape, frame.about.projection
 
 
 def _one_a_place(frames: list[Frame]) -> list[list[Frame]]:
     """Orders frames, and takes apart those that lie in the same place (phases of a scan)."""
     if any(frame.plane is None for frame in frames):
-        return [sorted(frames, key=lambda f: (_instance(f), f.number or 0, f.blob.name))]
-    frames = sorted(frames, key=lambda f: (f.plane.position, _instance(f), f.blob.name))
+        return [sorted(frames, key=lambda f: (f.about.number, f.number or 0, f.blob.name))]
+    frames = sorted(frames, key=lambda f: (f.plane.position, f.about.number, f.blob.name))
     stacks: list[list[Frame]] = []
     level, last = 0, None
     for frame in frames:
@@ -126,33 +162,10 @@ def _one_a_place(frames: list[Frame]) -> list[list[Frame]]:
     return stacks
 
 
-def _instance(frame: Frame) -> int:
-    try:
-        return int(frame.header.get("InstanceNumber") or 0)
-    except (ValueError, TypeError):
-        return 0
-
-
 def _scan(name: str, frames: list[Frame], parts: int, options: InputOptions) -> Scan:
-    header = frames[0].header
     planar = all(frame.plane is not None for frame in frames)
-    warnings = []
-    if parts > 1:
-        warnings.append(
-            f"the series was taken apart into {parts} scans: its slices differ in orientation or "
-            "size, or several lie in one place"
-        )
-    if planar:
-        warnings += _gaps(frames)
-        if not frames[0].plane.axial:
-            warnings.append("the slices are not axial; the model has learned from axial ones only")
-    elif len(frames) > 1:
-        warnings.append("the headers tell no positions: slices are in the order of InstanceNumber")
-    modality = header.get("Modality")
-    if modality and modality != "CT":
-        warnings.append(f"the modality is {modality}, not CT; the model has learned from CT only")
-    if "ModalityLUTSequence" in header:
-        warnings.append("the header has a table of values (Modality LUT), which was not applied")
+    warnings = _warnings(frames, planar, parts)
+    frames, notes = _with_common_rescale(frames)
     sources = {id(f.header): Pixels(f.blob, f.number is not None) for f in frames}
     samples = []
     for share in _SAMPLES[1:2] if len(frames) == 1 else _SAMPLES:
@@ -162,26 +175,105 @@ def _scan(name: str, frames: list[Frame], parts: int, options: InputOptions) -> 
         except ScanError:
             continue
         if sample.ndim == 2:
-            samples.append(sample)
-    declared, other = modality == "CT", modality not in (None, "", "CT")
-    reading, assumed = decide(samples, frames[0].stored, declared, options, other)
+            samples.append((sample, frame.stored))
+    (stored, _), *_ = collections.Counter(f.stored for f in frames).most_common(1)
+    source = Source(_kind(frames), frames[len(frames) // 2].about.window)
+    reading, assumed = decide(samples, stored, source, options)
     slices = []
     for frame in frames:
         turn = frame.plane.turn if frame.plane else Turn()
-        pixels = sources[id(frame.header)]
-        read = functools.partial(_read, pixels, frame, turn, reading, options)
+        read = functools.partial(_read, sources[id(frame.header)], frame, turn, reading, options)
         place = frame.plane.affine(*frame.shape) if frame.plane else None
         position = frame.plane.position if frame.plane else None
-        slices.append(Slice(frame.name, read, position, _instance(frame), turn, place))
+        pixel = frame.pixel[::-1] if turn.transpose else frame.pixel
+        slices.append(
+            Slice(frame.name, read, position, frame.about.number, turn, place, aspect_of(*pixel))
+        )
     spacing = _spacing(frames) if planar else None
 
     def release() -> None:
         for pixels in sources.values():
             pixels.release()
 
-    facts = _facts(frames, spacing, values_for_people(reading.hu, options))
-    origin = DicomStack(list(frames), planar)
-    return Scan(name, "dicom", facts, warnings + assumed, slices, spacing, origin, release)
+    facts = _facts(frames, spacing, stored, options)
+    facts["Values"] = values_for_people(reading.hu, options)
+    return Scan(
+        name,
+        "dicom",
+        facts,
+        warnings + notes + assumed,
+        slices,
+        spacing,
+        origin=DicomStack(list(frames), planar),
+        tissue=tissue_level(reading.hu, options),
+        release=release,
+    )
+
+
+def _kind(frames: list[Frame]) -> str:
+    """What values can be, see `Source`."""
+    if frames[0].about.projection:
+        return "projection"
+    return {"CT": "ct", "": "unknown"}.get(_usual_modality(frames), "other")
+
+
+def _warnings(frames: list[Frame], planar: bool, parts: int) -> list[str]:
+    """What is odd about where slices lie and about what they are."""
+    warnings = []
+    if parts > 1:
+        warnings.append(
+            f"the series was taken apart into {parts} scans: its slices differ in orientation, "
+            "spacing or size, or several lie in one place"
+        )
+    if planar:
+        warnings += _distance_warnings(frames)
+        if not frames[0].plane.axial:
+            warnings.append("the slices are not axial; the model has learned from axial ones only")
+    elif len(frames) > 1:
+        warnings.append("the headers tell no positions: slices are in the order of InstanceNumber")
+    modality = _usual_modality(frames)
+    if modality not in ("", "CT"):
+        warnings.append(f"the modality is {modality}, not CT; the model has learned from CT only")
+    return warnings
+
+
+def _rescale(frame: Frame) -> tuple[float, float] | None:
+    """Slope and intercept; None where the header has none."""
+    return (frame.stored.slope, frame.stored.intercept) if frame.stored.rescaled else None
+
+
+def _with_common_rescale(frames: list[Frame]) -> tuple[list[Frame], list[str]]:
+    """Frames of which none lacks the rescale that all others share, and what is to be said of it.
+
+    A scanner stores all slices of a series alike; one without a rescale has lost it.
+    """
+    known = collections.Counter(map(_rescale, frames))
+    told = [rescale for rescale in known if rescale]
+    usual = known.most_common(1)[0][0]
+    odd = few([frame.name for frame in frames if _rescale(frame) != usual])
+    if len(told) == 1 and usual and known[None]:
+        slope, intercept = usual
+        mended = [
+            frame if frame.stored.rescaled else dataclasses.replace(frame, stored=stored)
+            for frame in frames
+            for stored in [
+                dataclasses.replace(frame.stored, slope=slope, intercept=intercept, rescaled=True)
+            ]
+        ]
+        return mended, [
+            f"{known[None]} of {len(frames)} slices have no rescale ({odd}); taken was that of the "
+            f"others, slope {slope:g} and intercept {intercept:g}"
+        ]
+    if len(known) > 1 and _usual_modality(frames) == "CT":
+        return frames, [
+            f"the headers name {len(known)} rescales to Hounsfield units, each taken for its own "
+            f"slices; unlike most are {odd}"
+        ]
+    return frames, []
+
+
+def _usual_modality(frames: list[Frame]) -> str:
+    return collections.Counter(frame.about.modality for frame in frames).most_common(1)[0][0]
 
 
 def _read(
@@ -195,27 +287,38 @@ def _read(
     return turn.apply(reading.to_uint8(values, frame.stored, options))
 
 
-def _refuse(why: str) -> np.ndarray:
-    raise ScanError(why)
-
-
 def _distances(frames: list[Frame]) -> list[float]:
     places = [frame.plane.position for frame in frames]
     return [after - before for before, after in itertools.pairwise(places)]
 
 
-def _gaps(frames: list[Frame]) -> list[str]:
-    """A warning of distances that are larger than usual."""
+def _distance_warnings(frames: list[Frame]) -> list[str]:
+    """What is odd about the distances between slices."""
+    warnings = []
+    if len(frames) > 1:
+        way = frames[-1].plane.origin - frames[0].plane.origin
+        along = abs(way @ frames[0].plane.normal) / np.linalg.norm(way)
+        tilt = np.degrees(np.arccos(min(along, 1.0)))
+        if tilt > _TILTED:
+            warnings.append(
+                f"the gantry was tilted by {tilt:.1f} degrees: each slice lies shifted against the "
+                "one before; a NIfTI volume of the masks tells that in its sform alone"
+            )
     distances = _distances(frames)
     if len(distances) < 2:
-        return []
+        return warnings
     usual = statistics.median(distances)
     gaps = [(d, a) for d, a in zip(distances, frames, strict=False) if d > _GAP * usual]
-    if not gaps:
-        return []
-    places = ", ".join(f"{d:.3g} mm after {a.name}" for d, a in gaps[:_NAMED])
-    more = f" and {len(gaps) - _NAMED} more" if len(gaps) > _NAMED else ""
-    return [f"slices are missing: usually {usual:.3g} mm apart, but {places}{more}"]
+    if gaps:
+        places = ", ".join(f"{d:.3g} mm after {visible(a.name)}" for d, a in gaps[:_NAMED])
+        more = f" and {len(gaps) - _NAMED} more" if len(gaps) > _NAMED else ""
+        warnings.append(f"slices are missing: usually {usual:.3g} mm apart, but {places}{more}")
+    elif max(distances) - min(distances) > _UNEVEN * usual:
+        warnings.append(
+            f"slices lie {min(distances):.3g} to {max(distances):.3g} mm apart; the volume of "
+            "lesions takes each by its own distances"
+        )
+    return warnings
 
 
 def _spacing(frames: list[Frame]) -> tuple[float, float, float] | None:
@@ -225,46 +328,17 @@ def _spacing(frames: list[Frame]) -> tuple[float, float, float] | None:
     distances = _distances(frames)
     if distances:
         return statistics.median(distances), rows, columns
-    thickness = frames[0].header.get("SliceThickness")
-    try:
-        return (float(thickness), rows, columns) if float(thickness) > 0 else None
-    except (TypeError, ValueError):
-        return None
+    thickness = frames[0].about.thickness
+    return (thickness, rows, columns) if thickness else None
 
 
-def _facts(frames: list[Frame], spacing, values: str) -> dict[str, str]:
-    header = frames[0].header
+def _facts(frames: list[Frame], spacing, stored, options: InputOptions) -> dict[str, str]:
     facts = {"Source": "DICOM" if frames[0].number is None else "DICOM of many frames"}
-    for label, keyword in (
-        ("Modality", "Modality"),
-        ("Series", "SeriesDescription"),
-        ("Study date", "StudyDate"),
-        ("Scanner", "ManufacturerModelName"),
-        ("Kernel", "ConvolutionKernel"),
-        ("Series UID", "SeriesInstanceUID"),
-    ):
-        value = header.get(keyword)
-        if value:
-            facts[label] = " ".join(str(value).split())[:200]
+    facts |= facts_of(frames[0].header, options.identity)
     facts["Slices"] = f"{len(frames)} of {frames[0].shape[0]} x {frames[0].shape[1]} pixels"
     if spacing:
         facts["Spacing"] = " x ".join(f"{length:.3g}" for length in spacing) + " mm"
-    stored = frames[0].stored
     facts["Rescale"] = (
         f"slope {stored.slope:g}, intercept {stored.intercept:g}" if stored.rescaled else "none"
     )
-    facts["Values"] = values
     return facts
-
-
-def _few(names: Sequence[str]) -> str:
-    """Some of many names."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
-
-
-def _nothing(unread: Sequence[tuple[Blob, str]], others: int) -> str:
-    """Why there is no scan."""
-    if unread:
-        return f"no DICOM file could be read; of {len(unread)} the first: {unread[0][1]}"
-    return f"holds no image ({others} DICOM files of other kinds)"

@@ -1,4 +1,4 @@
-"""DICOM files as frames: where each lies in the patient, what its numbers are, and its pixels."""
+"""DICOM files as frames: where each lies in the patient, and what its numbers are."""
 
 from __future__ import annotations
 
@@ -7,14 +7,29 @@ from typing import Any
 
 import numpy as np
 
+from ssm_jax.scans.dicom_header import is_index, read_dataset, text, whole
 from ssm_jax.scans.find import Blob
-from ssm_jax.scans.options import InputOptions, ScanError, medical_library
+from ssm_jax.scans.options import ScanError, guarded
 from ssm_jax.scans.source import Turn
 from ssm_jax.scans.window import Stored
 
 # What a series can hold beside images, by modality.
 NO_IMAGES = ("SR", "PR", "KO", "SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "REG", "DOC")
 _TO_RAS = np.diag([-1.0, -1.0, 1.0])
+_FRAME_BYTES = 32  # that the pixels of a frame take at least, however they are compressed
+_MOST_MM = 1e5  # from the origin, and between pixels
+# Facts of a series: label, keyword, and whether it may tell who the patient is.
+_FACTS = (
+    ("Patient", "PatientName", True),
+    ("Patient ID", "PatientID", True),
+    ("Birth date", "PatientBirthDate", True),
+    ("Modality", "Modality", False),
+    ("Series", "SeriesDescription", True),
+    ("Study date", "StudyDate", True),
+    ("Scanner", "ManufacturerModelName", False),
+    ("Kernel", "ConvolutionKernel", False),
+    ("Series UID", "SeriesInstanceUID", True),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,22 +98,51 @@ class Plane:
 
 
 @dataclasses.dataclass(frozen=True)
+class About:
+    """What is said of a whole file.
+
+    Attributes:
+      series: SeriesInstanceUID; "" where unknown.
+      instance: SOPInstanceUID; "" where unknown.
+      number: InstanceNumber; 0 where unknown.
+      modality: such as "CT"; "" where unknown.
+      projection: whether it is a localizer, which shows no slice.
+      shape: rows and columns as stored.
+      thickness: of a slice, millimeters; None where unknown.
+      window: (center, width) that its maker chose to show it with; None where unknown.
+    """
+
+    series: str
+    instance: str
+    number: int
+    modality: str
+    projection: bool
+    shape: tuple[int, int]
+    thickness: float | None
+    window: tuple[float, float] | None
+
+
+@dataclasses.dataclass(frozen=True)
 class Frame:
     """One image of a DICOM file.
 
     Attributes:
       blob: the file.
       header: pydicom's Dataset without pixels.
+      about: the file.
       number: of the frame, from 0; None in a file of one frame.
       stored: range and rescale of its values.
       plane: None where the header does not tell.
+      pixel: height and width of a pixel as stored, in whatever unit; (1, 1) where unknown.
     """
 
     blob: Blob
     header: Any
+    about: About
     number: int | None
     stored: Stored
     plane: Plane | None
+    pixel: tuple[float, float]
 
     @property
     def name(self) -> str:
@@ -110,92 +154,87 @@ class Frame:
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns as stored."""
-        return int(self.header.Rows), int(self.header.Columns)
+        return self.about.shape
 
 
-def read_header(blob: Blob) -> Any:
-    """A file's Dataset without its pixels.
-
-    Raises:
-      ScanError: pydicom is missing; damaged, or no DICOM.
-    """
-    pydicom = medical_library("pydicom")
-    try:
-        with blob.seekable() as stream:
-            header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
-        if "SOPClassUID" not in header and "Rows" not in header:
-            raise ValueError("there is no DICOM header")
-        return header
-    except ScanError:
-        raise
-    # A damaged file makes pydicom raise almost anything.
-    except Exception as error:
-        raise ScanError(f"cannot be read as DICOM: {_line(error)}") from error
-
-
-def frames_of(blob: Blob, header: Any) -> list[Frame]:
-    """The frames of a file; none if it holds no image.
+def frames_of(blob: Blob) -> list[Frame] | None:
+    """The frames of a file; none if it holds no image, None if it lists other files (DICOMDIR).
 
     Raises:
-      ScanError: the header contradicts itself.
+      ScanError: pydicom is missing; damaged, or no DICOM; the header contradicts itself.
     """
-    if header.get("Modality") in NO_IMAGES:
-        return []
-    if not header.get("Rows") or not header.get("Columns"):
-        if str(getattr(header.get("SOPClassUID"), "name", "")).endswith("Image Storage"):
-            raise ScanError("cannot be read: its header ends before it tells the size")
-        return []
-    try:
-        count = int(header.get("NumberOfFrames") or 1)
+    header = read_dataset(blob, pixels=False)
+    with guarded("has a header that cannot be understood"):
+        if is_index(header):
+            return None
+        if text(header, "Modality") in NO_IMAGES:
+            return []
+        rows, columns = whole(header, "Rows", 0), whole(header, "Columns", 0)
+        if not rows or not columns:
+            if str(getattr(header.get("SOPClassUID"), "name", "")).endswith("Image Storage"):
+                raise ScanError("cannot be read: its header ends before it tells the size")
+            return []
+        count = _count(blob, header, rows * columns)
+        about = _about(header, (rows, columns))
         numbers = [None] if count == 1 else range(count)
-        return [
-            Frame(blob, header, n, _stored(header, n or 0), _plane(header, n or 0, count))
-            for n in numbers
-        ]
-    except (ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
-        raise ScanError(f"has a header that cannot be understood: {_line(error)}") from error
+        return [_frame(blob, header, about, number, count) for number in numbers]
 
 
-class Pixels:
-    """The pixels of a file; those of many frames stay in memory until they are released."""
+def _count(blob: Blob, header: Any, pixels: int) -> int:
+    """The number of frames, of which the file must hold as many.
 
-    def __init__(self, blob: Blob, many: bool):
-        """Takes a file, and whether it has several frames."""
-        self._blob, self._many = blob, many
-        self._dataset = None
+    Raises:
+      ScanError: it cannot.
+    """
+    count = whole(header, "NumberOfFrames", 1)
+    uid = header.file_meta.get("TransferSyntaxUID")
+    frame = _FRAME_BYTES
+    if uid is None or not (uid.is_compressed or uid.is_deflated):
+        frame = pixels * whole(header, "BitsAllocated", 8) // 8
+    if count < 1 or (count > 1 and count * frame > blob.size()):
+        raise ScanError(f"its header names {count} frames, which the file does not hold")
+    return count
 
-    def frame(self, number: int, options: InputOptions) -> np.ndarray:
-        """Stored values of a frame: [rows, columns], or [rows, columns, 3] of a color image.
 
-        Raises:
-          ScanError: damaged, too large, or compressed in a way that no plugin reads.
-        """
-        pydicom = medical_library("pydicom")
-        medical_library("pydicom.pixels")
-        try:
-            dataset = self._dataset or self._read(pydicom)
-            if int(dataset.Rows) * int(dataset.Columns) > options.max_pixels:
-                raise ScanError(f"{dataset.Rows}x{dataset.Columns} pixels are more than the limit")
-            if str(dataset.get("PhotometricInterpretation", "")).startswith("PALETTE"):
-                raise ScanError("has palette colors, which no CT slice has")
-            return pydicom.pixels.pixel_array(dataset, index=number)
-        except ScanError:
-            raise
-        except Exception as error:
-            raise ScanError(f"its pixels cannot be read: {_line(error)}") from error
+def _frame(blob: Blob, header: Any, about: About, number: int | None, count: int) -> Frame:
+    stored = _stored(header, number or 0)
+    plane = _plane(header, number or 0, count)
+    spacing = plane.spacing if plane else _numbers(header, number or 0, "PixelSpacing")
+    # Of files without a spacing some tell the shape of pixels alone.
+    pixel = spacing or _numbers(header, 0, "PixelAspectRatio") or (1.0, 1.0)
+    return Frame(blob, header, about, number, stored, plane, pixel)
 
-    def _read(self, pydicom) -> Any:
-        with self._blob.seekable() as stream:
-            dataset = pydicom.dcmread(stream, force=True)
-        if "TransferSyntaxUID" not in dataset.file_meta:
-            dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian
-        if self._many:
-            self._dataset = dataset
-        return dataset
 
-    def release(self) -> None:
-        """Frees the memory; pixels can be read again."""
-        self._dataset = None
+def _about(header: Any, shape: tuple[int, int]) -> About:
+    image_type = header.get("ImageType") or ()
+    center, width = (_first(header, f"Window{part}") for part in ("Center", "Width"))
+    thickness = _field(header, 0, "PixelMeasuresSequence", "SliceThickness")
+    number = text(header, "InstanceNumber")
+    return About(
+        series=text(header, "SeriesInstanceUID"),
+        instance=text(header, "SOPInstanceUID"),
+        number=int(number) if number.lstrip("-").isdecimal() else 0,
+        modality=text(header, "Modality"),
+        projection="LOCALIZER" in image_type,
+        shape=shape,
+        thickness=_positive(thickness),
+        window=(center, width) if center is not None and width and width >= 1 else None,
+    )
+
+
+def facts_of(header: Any, identity: bool) -> dict[str, str]:
+    """What a header says of its series: label and value, both for people.
+
+    Args:
+      header: pydicom's Dataset.
+      identity: whether what may tell who the patient is belongs to it.
+    """
+    found = {
+        label: text(header, keyword)
+        for label, keyword, personal in _FACTS
+        if identity or not personal
+    }
+    return {label: value for label, value in found.items() if value}
 
 
 def _field(header: Any, number: int, sequence: str, keyword: str) -> Any:
@@ -209,17 +248,48 @@ def _field(header: Any, number: int, sequence: str, keyword: str) -> Any:
     return header.get(keyword)
 
 
+def _first(header: Any, keyword: str) -> float | None:
+    """The first number of an element; None where there is no finite one."""
+    value = text(header, keyword).strip("[]").split(",")[0]
+    try:
+        return float(value) if np.isfinite(float(value)) else None
+    except ValueError:
+        return None
+
+
+def _positive(value: Any) -> float | None:
+    """A length in millimeters; None where it is none."""
+    try:
+        return float(value) if 0 < float(value) < _MOST_MM else None
+    except (TypeError, ValueError):
+        return None
+
+
+def _numbers(header: Any, number: int, keyword: str) -> tuple[float, float] | None:
+    """Two positive numbers of a frame, or None."""
+    value = _field(header, number, "PixelMeasuresSequence", keyword)
+    if value is None or len(value) != 2:
+        return None
+    first, second = map(_positive, value)
+    return (first, second) if first and second else None
+
+
 def _stored(header: Any, number: int) -> Stored:
-    bits = int(header.get("BitsStored") or header.get("BitsAllocated") or 16)
-    signed = int(header.get("PixelRepresentation") or 0) == 1
+    bits = whole(header, "BitsStored", 0) or whole(header, "BitsAllocated", 16)
+    if not 1 <= bits <= 64:
+        raise ScanError(f"has a header that cannot be understood: {bits} bits a pixel")
+    signed = whole(header, "PixelRepresentation", 0) == 1
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+    inverted = header.get("PhotometricInterpretation") == "MONOCHROME1"
+    if header.get("ModalityLUTSequence"):  # which reading applies
+        bits = int(header.ModalityLUTSequence[0].LUTDescriptor[2])
+        return Stored(0.0, 2.0**bits - 1, 1.0, 0.0, True, inverted)
     values = "PixelValueTransformationSequence"
     slope = _field(header, number, values, "RescaleSlope")
     intercept = _field(header, number, values, "RescaleIntercept")
-    inverted = header.get("PhotometricInterpretation") == "MONOCHROME1"
-    rescaled = slope is not None
-    slope = float(slope) if slope is not None else 1.0
-    intercept = float(intercept) if intercept is not None else 0.0
+    # One without the other is half a rescale, and none.
+    rescaled = slope is not None and intercept is not None
+    slope, intercept = (float(slope), float(intercept)) if rescaled else (1.0, 0.0)
     if not (np.isfinite([slope, intercept]).all() and slope):
         slope, intercept, rescaled = 1.0, 0.0, False
     return Stored(float(low), float(high), slope, intercept, rescaled, inverted)
@@ -228,26 +298,20 @@ def _stored(header: Any, number: int) -> Stored:
 def _plane(header: Any, number: int, count: int) -> Plane | None:
     """Where a frame lies; None where that is not said, or makes no sense."""
     orientation = _field(header, number, "PlaneOrientationSequence", "ImageOrientationPatient")
-    spacing = _field(header, number, "PixelMeasuresSequence", "PixelSpacing")
     origin = _field(header, number, "PlanePositionSequence", "ImagePositionPatient")
+    spacing = _numbers(header, number, "PixelSpacing")
     if count > 1 and "PerFrameFunctionalGroupsSequence" not in header:
         return None  # one position cannot be that of all frames
     if any(value is None for value in (orientation, spacing, origin)):
         return None
-    numbers = [np.array([float(v) for v in value]) for value in (orientation, spacing, origin)]
-    orientation, spacing, origin = numbers
-    if (len(orientation), len(spacing), len(origin)) != (6, 2, 3) or spacing.min() <= 0:
+    if (len(orientation), len(origin)) != (6, 3):
         return None
+    orientation, origin = (np.array([float(v) for v in value]) for value in (orientation, origin))
     along_row, along_column = orientation[:3], orientation[3:]
     lengths = np.linalg.norm(along_row), np.linalg.norm(along_column)
-    if not np.isfinite(np.concatenate(numbers)).all() or min(lengths) < 0.5:
+    if not (np.abs([*orientation, *origin]) < _MOST_MM).all() or min(lengths) < 0.5:
         return None
     along_row, along_column = along_row / lengths[0], along_column / lengths[1]
     if abs(along_row @ along_column) > 0.1:
         return None
-    return Plane(origin, along_row, along_column, (float(spacing[0]), float(spacing[1])))
-
-
-def _line(error: Exception) -> str:
-    """What an exception says, in one line of bounded length."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return Plane(origin, along_row, along_column, spacing)

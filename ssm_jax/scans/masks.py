@@ -8,21 +8,18 @@ import re
 import numpy as np
 from PIL import Image
 
-import ssm_jax
-from ssm_jax.classes import LESION_CLASSES
 from ssm_jax.ops import rle
 from ssm_jax.predictor import Prediction
+from ssm_jax.scans.dicom_seg import dicom_seg
 from ssm_jax.scans.nifti import NiftiVolume, nifti_in_place
-from ssm_jax.scans.options import ScanError, medical_library
+from ssm_jax.scans.options import ScanError
 from ssm_jax.scans.result import ScanResult
 from ssm_jax.scans.source import Scan
 
 KINDS = ("nifti", "dicom-seg", "png")
 _MOST_SLICES = 4096  # of a grid
-_MAY_BE_EMPTY = (
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate"),
-    *("StudyTime", "AccessionNumber", "ReferringPhysicianName"),
-)
+_MOST_VOXELS = 1 << 29  # of a volume
+_MOST_BYTES = 200  # of a name, of which file systems take 255
 _OFF_GRID = 0.05  # of a step that a slice may lie beside the grid
 
 
@@ -36,6 +33,12 @@ def label_map(prediction: Prediction) -> np.ndarray:
     for mask, label in list(zip(masks, prediction.labels, strict=bool(masks)))[::-1]:
         labels[rle.decode(mask)] = label
     return labels
+
+
+def file_name(index: int, name: str) -> str:
+    """A name for the picture of a slice: its place in the scan, and what is safe of its name."""
+    stem = re.sub(r"[^\w.-]+", "_", pathlib.PurePath(name).stem)
+    return f"{index:05d}_{stem.encode()[-_MOST_BYTES:].decode(errors='ignore')}.png"
 
 
 def write_masks(
@@ -72,7 +75,11 @@ def write_masks(
             raise ScanError(
                 f"{scan.name} is not DICOM, which DICOM SEG refers to; use another kind"
             )
-        return [_write_dicom_seg(result, scan, folder / "lesions.dcm")]
+        if not any(slice_.prediction for slice_ in result.slices):
+            raise ScanError(f"{scan.name}: no slice was predicted, so there is nothing to segment")
+        path = folder / "lesions.dcm"
+        dicom_seg(path, scan, dict(_stored_labels(result, scan)))
+        return [path]
     raise ScanError(f"masks are written as {', '.join(KINDS)}, not {kind!r}")
 
 
@@ -80,8 +87,7 @@ def _write_pictures(result: ScanResult, folder: pathlib.Path) -> list[pathlib.Pa
     paths = []
     for index, slice_ in enumerate(result.slices):
         if slice_.prediction is not None:
-            name = re.sub(r"[^\w.-]+", "_", pathlib.PurePath(slice_.name).stem)[-80:]
-            paths.append(folder / f"{index:05d}_{name}.png")
+            paths.append(folder / file_name(index, slice_.name))
             Image.fromarray(label_map(slice_.prediction)).save(paths[-1])
     return paths
 
@@ -111,6 +117,8 @@ def _write_on_grid(result: ScanResult, scan: Scan, path: pathlib.Path) -> None:
     step, places = grid(positions, scan.spacing[0] if scan.spacing else 1.0)
     first, last = frames[known[0]], frames[known[-1]]
     height, width = first.shape
+    if height * width * (int(places[-1]) + 1) > _MOST_VOXELS:
+        raise ScanError("its slices lie too far apart for one NIfTI volume; use --masks=dicom-seg")
     labels = np.zeros((width, height, int(places[-1]) + 1), np.uint8)
     place_of = dict(zip(known, places, strict=True))
     for index, stored in _stored_labels(result, scan):
@@ -154,90 +162,4 @@ def grid(positions: np.ndarray, usual: float) -> tuple[float, np.ndarray]:
     raise ScanError(
         "its slices lie at uneven distances, which a NIfTI volume cannot tell; use "
         "--masks=dicom-seg or --masks=png"
-    )
-
-
-def _write_dicom_seg(result: ScanResult, scan: Scan, path: pathlib.Path) -> pathlib.Path:
-    highdicom = medical_library("highdicom")
-    medical_library("highdicom.seg")
-    frames = scan.origin.frames
-    stored = dict(_stored_labels(result, scan))
-    if not stored:
-        raise ScanError(f"{scan.name}: no slice was predicted, so there is nothing to segment")
-    many = frames[0].number is not None
-    used = [k for k, frame in enumerate(frames) if frame is not None and (many or k in stored)]
-    height, width = frames[0].shape
-    labels = np.stack([stored.get(k, np.zeros((height, width), np.uint8)) for k in used])
-    if many:  # the file's own order
-        labels = labels[np.argsort([frames[k].number for k in used])]
-    sources = [frames[0].header] if many else [frames[k].header for k in used]
-    sources = _with_blanks(sources)
-    try:
-        segmentation = _segmentation(highdicom, sources, labels)
-        segmentation.save_as(path)
-    # Headers lack what the standard asks for in many ways.
-    except Exception as error:
-        path.unlink(missing_ok=True)
-        line = " ".join(str(error).split())[:300]
-        raise ScanError(
-            f"{scan.name}: its headers do not allow a DICOM SEG ({line}); use --masks=nifti or png"
-        ) from error
-    return path
-
-
-def _with_blanks(headers: list) -> list:
-    """Copies of headers in which what a DICOM file may leave empty is there, if only empty.
-
-    Pseudonymized files lack it; highdicom copies it.
-    """
-    uid = medical_library("pydicom.uid").generate_uid()
-    filled = []
-    for header in headers:
-        copy = header.copy()
-        for keyword in _MAY_BE_EMPTY:
-            if keyword not in copy:
-                setattr(copy, keyword, "")
-        if "FrameOfReferenceUID" not in copy:
-            copy.FrameOfReferenceUID = uid
-        filled.append(copy)
-    return filled
-
-
-def _segmentation(highdicom, sources: list, labels: np.ndarray):
-    """highdicom's Segmentation of [N, rows, columns] labels."""
-    codes = highdicom.sr.CodedConcept
-    names = [lesion.name for lesion in LESION_CLASSES["both" if labels.max() > 1 else "merge"]]
-    algorithm = highdicom.AlgorithmIdentificationSequence(
-        name="ssm_jax",
-        version=ssm_jax.__version__,
-        family=codes("123109", "DCM", "Artificial Intelligence"),
-    )
-    segments = [
-        highdicom.seg.SegmentDescription(
-            segment_number=number,
-            segment_label=name,
-            segmented_property_category=codes(
-                "49755003", "SCT", "Morphologically Abnormal Structure"
-            ),
-            segmented_property_type=codes("52988006", "SCT", "Lesion"),
-            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
-            algorithm_identification=algorithm,
-        )
-        for number, name in enumerate(names, 1)
-    ]
-    return highdicom.seg.Segmentation(
-        source_images=sources,
-        pixel_array=labels,
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=segments,
-        series_instance_uid=highdicom.UID(),
-        series_number=9000,
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        manufacturer="ssm_jax",
-        manufacturer_model_name="COVID-19 Single-Shot Model",
-        software_versions=ssm_jax.__version__,
-        device_serial_number="0",
-        series_description="Lesions found by ssm_jax; not a medical device",
-        omit_empty_frames=True,
     )

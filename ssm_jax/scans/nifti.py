@@ -4,16 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pathlib
 
 import numpy as np
 
-from ssm_jax.scans.options import InputOptions, ScanError, medical_library
-from ssm_jax.scans.source import Scan, Slice, Turn, values_for_people
-from ssm_jax.scans.window import Stored, decide
+from ssm_jax.scans.options import (
+    MIB,
+    InputOptions,
+    ScanError,
+    check_unpacked,
+    guarded,
+    medical_library,
+)
+from ssm_jax.scans.source import (
+    Scan,
+    Slice,
+    Turn,
+    aspect_of,
+    tissue_level,
+    values_for_people,
+)
+from ssm_jax.scans.window import Source, Stored, decide
 
-_MIB = 1 << 20
 _SAMPLES = (0.25, 0.5, 0.75)  # of the way through the volume
+_MOST_MM = 1e5  # from the origin, and between voxels
+_MOST_SIDE = 32_767  # voxels of an axis that NIfTI-1 can tell
 
 
 @dataclasses.dataclass
@@ -26,6 +42,8 @@ class NiftiVolume:
       affine: [4, 4] from voxel indices to RAS millimeters.
       axis: the stored axis that runs along the slices.
       header: nibabel's.
+      slope: of the rescale.
+      intercept: of the rescale.
     """
 
     path: str
@@ -33,6 +51,8 @@ class NiftiVolume:
     affine: np.ndarray
     axis: int
     header: object
+    slope: float
+    intercept: float
     _voxels: np.ndarray | None = None
 
     def voxels(self) -> np.ndarray:
@@ -43,12 +63,9 @@ class NiftiVolume:
         """
         if self._voxels is None:
             nibabel = medical_library("nibabel")
-            try:
+            with guarded("cannot be read as NIfTI"):
                 voxels = np.asanyarray(nibabel.load(self.path).dataobj.get_unscaled())
-            # A damaged file makes nibabel and gzip raise almost anything.
-            except Exception as error:
-                raise ScanError(f"{self.path} cannot be read: {error}") from error
-            self._voxels = voxels.reshape(*self.shape, -1)[..., 0] if voxels.ndim > 3 else voxels
+                self._voxels = voxels.reshape(*self.shape, -1)[..., 0]
         return self._voxels
 
     def plane(self, index: int) -> np.ndarray:
@@ -69,39 +86,80 @@ def open_nifti(path: str, options: InputOptions) -> Scan:
       ScanError: nibabel is missing; damaged; not a volume of numbers; larger than the limit.
     """
     nibabel = medical_library("nibabel")
-    try:
-        image = nibabel.load(path)
-        header, affine = image.header, np.asarray(image.affine, float)
-    except Exception as error:
-        raise ScanError(f"cannot be read as NIfTI: {error}") from error
+    with guarded("cannot be read as NIfTI"):
+        volume, warnings = _volume(nibabel, path, options)
+        return _scan(nibabel, volume, warnings, options)
+
+
+def _volume(nibabel, path: str, options: InputOptions) -> tuple[NiftiVolume, list[str]]:
+    """The volume of a file, checked against its header, and what is to be said of it."""
+    image = nibabel.load(path)
+    header, affine, kind = (
+        image.header,
+        np.asarray(image.affine, float),
+        image.get_data_dtype().kind,
+    )
     warnings = []
-    shape = (*image.shape, 1, 1)[:3] if len(image.shape) == 2 else image.shape[:3]
-    if len(shape) != 3 or not np.prod(image.shape):
+    shape = (*image.shape, 1)[:3] if len(image.shape) == 2 else image.shape[:3]
+    if len(shape) != 3 or not np.prod(image.shape, dtype=float):
         raise ScanError(f"holds no volume, its shape is {list(image.shape)}")
-    if image.get_data_dtype().kind not in "iuf":
+    if kind not in "iuf":
         raise ScanError(f"holds {image.get_data_dtype()} voxels, not numbers")
     if np.prod(image.shape[3:], dtype=float) > 1:
         warnings.append(f"of {int(np.prod(image.shape[3:]))} volumes only the first was taken")
-    size = np.prod(np.array(image.shape, float)) * image.get_data_dtype().itemsize
-    if size > options.max_file_mib * _MIB:
-        raise ScanError(f"its volume takes {size / _MIB:.0f} MiB, more than {options.max_file_mib}")
+    _check_size(image, path, options)
+    if not (np.abs(affine) < _MOST_MM).all():
+        raise ScanError("the header's affine is not of numbers in millimeters")
     if _get(header, "qform_code") == 0 and _get(header, "sform_code") == 0:
         warnings.append("the header does not tell the orientation; axes taken as nibabel does")
-    axes = nibabel.io_orientation(affine)  # [3, 2] world axis and direction of each stored axis
+    axes = nibabel.io_orientation(affine)
     if np.isnan(axes).any():
         raise ScanError("the header's affine is singular; the orientation is unknown")
     axis = int(np.flatnonzero(axes[:, 0] == 2)[0])
-    volume = NiftiVolume(path, tuple(map(int, shape)), affine, axis, header)
+    # Only what holds the voxels knows the rescale: nibabel's header has none once it is loaded.
+    slope, intercept = (float(getattr(image.dataobj, name)) for name in ("slope", "inter"))
+    if not np.isfinite([slope, intercept]).all():
+        raise ScanError(f"its rescale makes no sense: slope {slope:g}, intercept {intercept:g}")
+    shape = tuple(map(int, shape))
+    return NiftiVolume(path, shape, affine, axis, header, slope, intercept), warnings
+
+
+def _check_size(image, path: str, options: InputOptions) -> None:
+    """Refuses volumes that the file cannot hold, or that are larger than the limit."""
+    size = np.prod(np.array(image.shape, float)) * image.get_data_dtype().itemsize
+    if size > options.max_file_mib * MIB:
+        raise ScanError(f"its volume takes {size / MIB:.0f} MiB, more than {options.max_file_mib}")
+    stored = image.file_map["image"].filename or path
+    held = os.path.getsize(stored)
+    if stored.endswith((".gz", ".bz2", ".zst")):
+        check_unpacked(size, held, "gzip")
+    elif size > held:
+        raise ScanError(f"its volume takes {size:.0f} bytes, but the file has {held}")
+
+
+def _scan(nibabel, volume: NiftiVolume, warnings: list[str], options: InputOptions) -> Scan:
+    """The scan of a volume."""
+    axis, shape, affine = volume.axis, volume.shape, volume.affine
     first, second = (k for k in range(3) if k != axis)  # rows and columns as stored
     if shape[first] * shape[second] > options.max_pixels:
         raise ScanError(f"slices of {shape[first]}x{shape[second]} pixels are beyond the limit")
+    axes = nibabel.io_orientation(affine)  # [3, 2] world axis and direction of each stored axis
     along = {int(world): direction for world, direction in axes}
     turn = Turn(bool(axes[first, 0] == 0), bool(along[1] > 0), bool(along[0] > 0))
-    stored, slope = _stored(volume, header)
-    samples = [volume.plane(int(p * shape[axis])) for p in _SAMPLES]
-    reading, assumed = decide(samples, stored, True, options)
-    spacing = nibabel.affines.voxel_sizes(affine)
+    stored, undefined = _stored(volume)
+    if undefined == 1:
+        raise ScanError("none of its voxels is a number")
+    if undefined:
+        warnings.append(f"{undefined:.2g} of all voxels are no numbers, and taken for air")
+    samples = [(volume.plane(int(share * shape[axis])), stored) for share in _SAMPLES]
+    reading, assumed = decide(samples, stored, Source("ct"), options)
+    lengths = nibabel.affines.voxel_sizes(affine)
     rows, columns = (second, first) if turn.transpose else (first, second)
+    # The distance of slices is along their normal, however the third axis is sheared.
+    apart = abs(np.linalg.det(affine[:3, :3])) / np.linalg.norm(
+        np.cross(affine[:3, first], affine[:3, second])
+    )
+    spacing = (float(apart), float(lengths[rows]), float(lengths[columns]))
     order = range(shape[axis]) if along[2] > 0 else range(shape[axis] - 1, -1, -1)
     slices = []
     for index in order:
@@ -110,25 +168,27 @@ def open_nifti(path: str, options: InputOptions) -> Scan:
         normal = np.cross(place[:3, 0], place[:3, 1])
         position = float(place[:3, 3] @ normal / np.linalg.norm(normal))
         # Columns run left and rows back, so the normal of RAS axes points up.
-        slices.append(Slice(f"{path} slice {index}", read, position, index, turn, place))
+        name, aspect = f"{volume.path} slice {index}", aspect_of(*spacing[1:])
+        slices.append(Slice(name, read, position, index, turn, place, aspect))
     facts = {
         "Source": f"NIfTI, {' x '.join(map(str, shape))} voxels",
         "Orientation": "".join(nibabel.aff2axcodes(affine)),
         "Slices": str(len(slices)),
-        "Spacing": " x ".join(f"{spacing[k]:.3g}" for k in (axis, rows, columns)) + " mm",
-        "Rescale": slope,
+        "Spacing": " x ".join(f"{length:.3g}" for length in spacing) + " mm",
+        "Rescale": f"slope {volume.slope:g}, intercept {volume.intercept:g}",
         "Values": values_for_people(reading.hu, options),
     }
     volume.release()
     return Scan(
-        path,
+        volume.path,
         "nifti",
         facts,
         warnings + assumed,
         slices,
-        tuple(float(spacing[k]) for k in (axis, rows, columns)),
-        volume,
-        volume.release,
+        spacing,
+        origin=volume,
+        tissue=tissue_level(reading.hu, options),
+        release=volume.release,
     )
 
 
@@ -142,12 +202,14 @@ def nifti_in_place(path: pathlib.Path, labels: np.ndarray, affine: np.ndarray, h
       header: of the source, whose units and codes are kept; or None.
     """
     nibabel = medical_library("nibabel")
-    image = nibabel.Nifti1Image(labels, affine)
-    codes = (1, 1)
-    if header is not None and _get(header, "qform_code") is not None:
-        codes = tuple(int(_get(header, f"{form}_code")) for form in ("qform", "sform"))
-    image.set_qform(affine, codes[0] or 1)
-    image.set_sform(affine, codes[1] or 1)
+    small = max(labels.shape) <= _MOST_SIDE
+    image = (nibabel.Nifti1Image if small else nibabel.Nifti2Image)(labels, affine)
+    qform, sform = (_code(header, f"{form}_code") for form in ("qform", "sform"))
+    image.set_sform(affine, sform)
+    image.set_qform(affine, qform)
+    # A qform has no shear, which slices of a tilted gantry need; where it is off it must not count.
+    if not np.allclose(image.get_qform(), affine, atol=1e-3):
+        image.header["qform_code"] = 0
     image.header.set_xyzt_units("mm")
     image.header["descrip"] = b"ssm_jax lesion labels"
     nibabel.save(image, path)
@@ -158,18 +220,31 @@ def _get(header, name: str):
     return header.get(name, None)
 
 
-def _stored(volume: NiftiVolume, header) -> tuple[Stored, str]:
-    """The range of values, and the rescale for people."""
-    voxels = volume.voxels()
-    low, high = float(np.nanmin(voxels)), float(np.nanmax(voxels))
+def _code(header, name: str) -> int:
+    """What a form's coordinates are, as in the source; 1 (a scanner's) where it does not tell."""
+    code = _get(header, name) if header is not None else None
+    return int(code) if code in range(1, 6) else 1
+
+
+def _stored(volume: NiftiVolume) -> tuple[Stored, float]:
+    """The range of values, and the share of voxels that are no numbers."""
+    lows, highs, undefined = [], [], 0
+    for index in range(volume.shape[volume.axis]):
+        plane = volume.plane(index)
+        if plane.dtype.kind == "f":
+            finite = np.isfinite(plane)
+            undefined += plane.size - np.count_nonzero(finite)
+            plane = plane[finite]
+        if plane.size:
+            lows.append(float(plane.min()))
+            highs.append(float(plane.max()))
+    low, high = min(lows, default=0.0), max(highs, default=0.0)
     if low >= 0:
         low = 0.0
         high = next((top for top in (1.0, 255.0, 4095.0, 65535.0) if high <= top), high)
-    slope, intercept = header.get_slope_inter()
-    rescaled = slope is not None and (slope, intercept or 0.0) != (1.0, 0.0)
-    slope, intercept = float(slope if slope is not None else 1), float(intercept or 0)
-    text = f"slope {slope:g}, intercept {intercept:g}"
-    return Stored(low, high, slope, intercept, rescaled), text
+    rescaled = (volume.slope, volume.intercept) != (1.0, 0.0)
+    stored = Stored(low, high, volume.slope, volume.intercept, rescaled)
+    return stored, undefined / np.prod(volume.shape)
 
 
 def _slice_affine(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from ssm_jax.scans.dicom import open_dicom
 from ssm_jax.scans.find import Found, expand, find
 from ssm_jax.scans.nifti import open_nifti
-from ssm_jax.scans.options import InputOptions, ScanError
+from ssm_jax.scans.options import InputOptions, ScanError, guarded
 from ssm_jax.scans.pictures import open_pictures
-from ssm_jax.scans.source import Scan
+from ssm_jax.scans.source import Scan, few
 
 
 def open_scans(paths: list[str], options: InputOptions | None = None) -> list[Scan]:
@@ -28,7 +28,8 @@ def open_scans(paths: list[str], options: InputOptions | None = None) -> list[Sc
     singles = []
     for path in expand(paths):
         try:
-            found = find(path, options)
+            with guarded("cannot be read"):
+                found = find(path, options)
         except ScanError as error:
             scans.append(Scan(path, "pictures", error=str(error)))
             continue
@@ -48,7 +49,8 @@ def _open(path: str, found: Found, options: InputOptions) -> list[Scan]:
     scans = []
     if found.dicom:
         try:
-            scans += open_dicom(path, found.dicom, options)
+            with guarded("cannot be read"):
+                scans += open_dicom(path, found.dicom, options)
         except ScanError as error:
             scans.append(Scan(path, "dicom", error=str(error)))
     for blob in found.nifti:
@@ -60,5 +62,8 @@ def _open(path: str, found: Found, options: InputOptions) -> list[Scan]:
             scans.append(Scan(blob.name, "nifti", error=str(error)))
     if found.pictures:
         scans.append(open_pictures(path, found.pictures, options))
-    scans += [Scan(name, "pictures", error=why) for name, why in found.refused]
-    return scans
+    read = [scan for scan in scans if not scan.error]
+    if read and found.others:
+        line = f"left out: {len(found.others)} files that are no images ({few(found.others)})"
+        read[0].warnings.append(line)
+    return scans + [Scan(name, "pictures", error=why) for name, why in found.refused]

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import logging
 import types
+from collections.abc import Iterator
 
 VALUES = ("auto", "hu", "range")
 # How class probabilities of slices become those of a scan, see `ssm_jax.scans.summary`.
 RULES = ("mean", "vote", "telling")
+MIB = 1 << 20
+# Deflate reaches 1032; CT slices reach 20 where most is air.
+_MAX_RATIO, _RATIO_FROM = 200, 16 * MIB
+_MOST_HU = 1e6  # of a window's center and width, and of a rescale
 
 
 class ScanError(ValueError):
@@ -26,19 +33,23 @@ class InputOptions:
         intercept. range: already windowed, so that their whole range is spread over 8 bits. auto:
         decided from header and values, with a warning where the header does not say so.
       rescale: Slope and intercept to Hounsfield units, in place of the header's.
+      identity: Name the patient, dates, descriptions and UIDs among the facts of a scan, and give
+        full paths; without, neither report nor predictions.json does.
       max_file_mib: A file, a zip's member or a decoded volume may be this large, MiB.
       max_zip_mib: All members of a zip may unpack to this much together, MiB.
       max_zip_members: Members that a zip may have.
       max_pixels: Pixels that one slice may have.
 
     Raises:
-      ScanError: a window without width, other `values`, a slope of 0, or a limit below 1.
+      ScanError: a window without width, other `values`, a slope of 0, a number that is not finite
+        or beyond a million, or a limit below 1.
     """
 
     window_center: float = -600.0
     window_width: float = 1500.0
     values: str = dataclasses.field(default="auto", metadata={"choices": VALUES})
     rescale: tuple[float, float] | None = None
+    identity: bool = False
     max_file_mib: int = 1024
     max_zip_mib: int = 16 * 1024
     max_zip_members: int = 50_000
@@ -47,17 +58,71 @@ class InputOptions:
     def __post_init__(self):
         if not self.window_width > 0:
             raise ScanError(f"the width of a CT window must be positive, not {self.window_width}")
+        if not max(abs(self.window_center), self.window_width) <= _MOST_HU:
+            given = f"{self.window_center}, {self.window_width}"
+            raise ScanError(
+                f"center and width of a CT window must be Hounsfield units, not {given}"
+            )
         if self.values not in VALUES:
             raise ScanError(f"values must be one of {', '.join(VALUES)}, not {self.values!r}")
-        if self.rescale is not None and (len(self.rescale) != 2 or self.rescale[0] == 0):
+        if self.rescale is not None and not _is_rescale(self.rescale):
             raise ScanError(f"rescale must be a slope (not 0) and an intercept, not {self.rescale}")
         for name in ("max_file_mib", "max_zip_mib", "max_zip_members", "max_pixels"):
             if getattr(self, name) < 1:
                 raise ScanError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
+def _is_rescale(values: tuple[float, ...]) -> bool:
+    return len(values) == 2 and values[0] != 0 and all(abs(value) <= _MOST_HU for value in values)
+
+
+def check_unpacked(size: float, packed: int, kind: str) -> None:
+    """Refuses a compressed file that unpacks to more than images do.
+
+    Args:
+      size: bytes that it unpacks to.
+      packed: bytes that it takes.
+      kind: of the compression, for people.
+
+    Raises:
+      ScanError: it is a bomb.
+    """
+    if size > max(_RATIO_FROM, _MAX_RATIO * packed):
+        raise ScanError(f"is compressed beyond what images are: refused as a {kind} bomb")
+
+
+@contextlib.contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Turns whatever goes wrong with an input into a ScanError, so that it stops no other input.
+
+    Damaged files make libraries raise almost anything, memory and recursion errors included.
+
+    Args:
+      what: the beginning of the message, such as "cannot be read".
+    """
+    try:
+        yield
+    except ScanError:
+        raise
+    except Exception as error:
+        raise ScanError(f"{what}: {one_line(error)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, in one line of bounded length."""
+    return visible(" ".join(str(error).split()))[:300] or type(error).__name__
+
+
+def visible(text: str) -> str:
+    """A text for people, in which control characters and undecodable bytes are escaped."""
+    if text.isprintable():
+        return text
+    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(escaped)
+
+
 def medical_library(name: str) -> types.ModuleType:
-    """Imports a module of the extra `medical`.
+    """Imports a module of the extra `medical`, whose log messages are then not shown.
 
     Args:
       name: such as "pydicom".
@@ -66,9 +131,12 @@ def medical_library(name: str) -> types.ModuleType:
       ScanError: not installed; the message names the extra.
     """
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
         raise ScanError(
             f"this needs {package}, which is not installed: pip install 'ssm-jax[medical]'"
         ) from error
+    for logger in ("pydicom", "nibabel.global", "highdicom"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL + 1)
+    return module

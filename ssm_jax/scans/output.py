@@ -22,7 +22,7 @@ def to_json(results: Sequence[ScanResult], failed: Sequence[Scan] = ()) -> dict[
       null), and what `Prediction.to_dict` gives, or `error` in its place. `scans`: one object a
       scan: name, kind, facts, warnings, slices and unread (numbers), and summary (null if none was
       read) with rule, class_probabilities, predicted_class, predicted_class_name,
-      slices_per_class, lesion_ml, lung_share and telling (files).
+      slices_per_class, lesion_ml, lung_share, body_share and telling (files).
     """
     slices = [
         _slice(slice_, index) for index, result in enumerate(results) for slice_ in result.slices
@@ -52,6 +52,7 @@ def _scan(result: ScanResult) -> dict[str, Any]:
             "slices_per_class": known.slices_per_class.tolist(),
             "lesion_ml": known.lesion_ml,
             "lung_share": known.lung_share,
+            "body_share": known.body_share,
             "telling": [result.slices[k].name for k in known.telling],
         }
     return {

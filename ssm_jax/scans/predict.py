@@ -5,20 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from ssm_jax import sharding
 from ssm_jax.predictor import Prediction, Predictor
+from ssm_jax.scans.body import body_mask
 from ssm_jax.scans.masks import label_map
-from ssm_jax.scans.options import ScanError, medical_library
+from ssm_jax.scans.options import ScanError, guarded, medical_library
 from ssm_jax.scans.result import ScanResult, SliceResult
 from ssm_jax.scans.source import Scan, Slice
-from ssm_jax.scans.summary import summarize
+from ssm_jax.scans.summary import summarize, thicknesses
 
 A, B = TypeVar("A"), TypeVar("B")
+_IN_BODY = 0.9  # share of the lesions' volume below which there is a warning
 Shown = Callable[[int, np.ndarray, Prediction], None]
 
 
@@ -42,12 +44,12 @@ class LungMask:
           ScanError: nibabel is missing, or this is no such volume.
         """
         nibabel = medical_library("nibabel")
-        try:
+        with guarded(f"the lung mask {path} cannot be read"):
             image = nibabel.load(path)
             voxels = np.asanyarray(image.dataobj) != 0
             to_voxel = np.linalg.inv(image.affine)
-        except Exception as error:
-            raise ScanError(f"the lung mask {path} cannot be read: {error}") from error
+        if not np.isfinite(to_voxel).all():
+            raise ScanError(f"the lung mask {path} does not tell where it lies")
         if voxels.ndim != 3 or not voxels.any():
             raise ScanError(f"the lung mask {path} must be one volume, with voxels other than 0")
         return cls(voxels, to_voxel)
@@ -109,45 +111,83 @@ def predict_scan(
     starts = range(process * size, total, processes * size)
 
     def predict(batch):
-        images = [image for _, image, _ in batch if image is not None]
-        return batch, iter(predictor.predict_batch(images))
+        read = [(image, slice_.aspect) for slice_, image, _ in batch if image is not None]
+        images, aspects = [image for image, _ in read], [aspect for _, aspect in read]
+        return batch, iter(predictor.predict_batch(images, aspects=aspects))
 
     chunks = [scan.slices[start : start + size] for start in starts]
     batches = _ahead(predict, _ahead(_read_all, chunks))
     for start, (batch, predictions) in zip(starts, batches, strict=True):
         for index, (slice_, image, error) in enumerate(batch, start):
-            # Pixels of lesions, of lesions in the lung, and of the lung.
-            pixels = np.zeros(3, int)
             if image is None:
                 result = SliceResult(slice_.name, None, None, error, slice_.position)
-                found[index] = result, pixels
+                found[index] = result, np.zeros(len(_Counts._fields), int)
                 continue
             prediction = next(predictions)
-            lesions = label_map(prediction) > 0
-            pixels[0] = lesions.sum()
-            if lung is not None and slice_.affine is not None:
-                within = lung.of_slice(slice_, *lesions.shape)
-                pixels[1:] = (lesions & within).sum(), within.sum()
             if shown is not None:
                 shown(index, image, prediction)
             kept = image if keep_images else None
             result = SliceResult(slice_.name, kept, prediction, None, slice_.position)
-            found[index] = result, pixels
+            found[index] = result, np.array(_count(slice_, image, prediction, scan, lung))
         report(min(len(found) * processes, total), total)
     scan.release()
     for part in sharding.gather(found):
         found |= part
     results = [found[index][0] for index in range(total)]
-    counted = np.array([found[index][1] for index in range(total)]).reshape(total, 3)
-    areas = counted[:, 0].tolist()
-    lesion_in_lung, lung_pixels = counted[:, 1:].sum(axis=0).tolist()
-    warnings = list(scan.warnings)
-    if lung is not None and not lung_pixels:
+    counts = _Counts(*np.array([found[index][1] for index in range(total)]).reshape(total, -1).T)
+    return _together(scan, results, counts, rule, lung is not None)
+
+
+class _Counts(NamedTuple):
+    """Pixels of a slice, or [N] of all slices."""
+
+    lesion: Any
+    lesion_in_body: Any
+    lesion_in_lung: Any
+    lung: Any
+
+
+def _count(
+    slice_: Slice, image: np.ndarray, prediction: Prediction, scan: Scan, lung: LungMask | None
+) -> _Counts:
+    """Counts the pixels of one slice that was predicted."""
+    lesions = label_map(prediction) > 0
+    lesion = in_body = np.count_nonzero(lesions)
+    in_lung = of_lung = 0
+    if scan.tissue is not None and lesion:
+        in_body = np.count_nonzero(lesions & body_mask(image, scan.tissue))
+    if lung is not None and slice_.affine is not None:
+        within = lung.of_slice(slice_, *lesions.shape)
+        in_lung, of_lung = np.count_nonzero(lesions & within), np.count_nonzero(within)
+    return _Counts(lesion, in_body, in_lung, of_lung)
+
+
+def _together(
+    scan: Scan, results: list[SliceResult], counts: _Counts, rule: str, has_lung: bool
+) -> ScanResult:
+    """The result of a scan from those of its slices."""
+    if has_lung and not counts.lung.sum():
         raise ScanError(f"{scan.name}: the lung mask lies elsewhere: no pixel of the scan is in it")
-    voxel_ml = float(np.prod(scan.spacing)) / 1000 if scan.spacing else None
-    in_lung = (lesion_in_lung, lung_pixels) if lung is not None else None
-    predictions = [result.prediction for result in results]
-    summary = summarize(predictions, areas, rule, voxel_ml, in_lung)
+    voxel_ml, weights = None, np.ones(len(results))
+    if scan.spacing:
+        apart, *pixel = scan.spacing
+        places = [result.position if result.prediction else None for result in results]
+        weights = thicknesses(places, apart)
+        voxel_ml = weights * np.prod(pixel) / 1000
+    summary = summarize(
+        [result.prediction for result in results],
+        counts.lesion.tolist(),
+        rule,
+        voxel_ml,
+        in_lung=(counts.lesion_in_lung @ weights, counts.lung @ weights) if has_lung else None,
+        in_body=counts.lesion_in_body if scan.tissue is not None else None,
+    )
+    warnings = list(scan.warnings)
+    if summary is not None and (summary.body_share or 1) < _IN_BODY:
+        warnings.append(
+            f"{1 - summary.body_share:.0%} of the lesions by volume lie outside of the body, where "
+            "there are none (the table, or what lies on it?); look at them"
+        )
     return ScanResult(scan.name, scan.kind, dict(scan.facts), warnings, results, summary)
 
 
@@ -167,10 +207,13 @@ def _read_all(slices: list[Slice]) -> list[tuple[Slice, np.ndarray | None, str |
     """The pixels of slices, or else why there are none."""
     batch = []
     for slice_ in slices:
-        try:
-            batch.append((slice_, slice_.read(), None))
         # Whatever a damaged file does, the other slices are still predicted.
-        except Exception as error:
-            line = " ".join(str(error).split()) or type(error).__name__
-            batch.append((slice_, None, line))
+        try:
+            with guarded("cannot be read"):
+                image = slice_.read()
+                if image.size == 0 or image.shape[2:] not in ((), (3,)):
+                    raise ScanError(f"has the shape {list(image.shape)}, which is none of a slice")
+            batch.append((slice_, image, None))
+        except ScanError as error:
+            batch.append((slice_, None, str(error)))
     return batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -40,6 +41,8 @@ class ScanSummary:
       lesion_ml: volume of all lesion masks, milliliters; None without spacing or masks.
       lung_share: lesion volume within the lung mask by that of the lung, in [0, 1]; None without.
       telling: indices of the (at most five) slices that say most, the most telling first.
+      body_share: lesion volume inside of the body by all of it, in [0, 1]; None where the body
+        cannot be told from air, or without lesions.
     """
 
     rule: str
@@ -49,6 +52,7 @@ class ScanSummary:
     lesion_ml: float | None
     lung_share: float | None
     telling: list[int]
+    body_share: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,3 +74,23 @@ class ScanResult:
     warnings: list[str]
     slices: list[SliceResult]
     summary: ScanSummary | None
+
+
+def renamed(result: ScanResult, text: Callable[[str], str]) -> ScanResult:
+    """A result whose texts are other ones: names of slices, errors, facts and warnings.
+
+    Args:
+      result: of a scan.
+      text: from a text to what takes its place.
+    """
+    slices = [
+        dataclasses.replace(s, name=text(s.name), error=None if s.error is None else text(s.error))
+        for s in result.slices
+    ]
+    return dataclasses.replace(
+        result,
+        name=text(result.name),
+        facts={label: text(value) for label, value in result.facts.items()},
+        warnings=[text(line) for line in result.warnings],
+        slices=slices,
+    )

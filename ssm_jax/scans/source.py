@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from ssm_jax.scans.options import InputOptions
+from ssm_jax.scans.options import InputOptions, ScanError, visible
+
+_NAMED = 3  # files that a warning names
+_SQUARE = 0.01  # of its length by which sides of a square may differ
+_TISSUE = -300  # Hounsfield units above which there is no air or lung
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Slice:
         the series; None where there is no such thing.
       turn: from stored to shown.
       affine: [4, 4] from (column, row, 0, 1) as shown to RAS millimeters; None where unknown.
+      aspect: height of a pixel as shown over its width; 1 where they are alike or unknown.
     """
 
     name: str
@@ -77,6 +82,7 @@ class Slice:
     index: int | None = None
     turn: Turn = Turn()
     affine: np.ndarray | None = None
+    aspect: float = 1.0
 
 
 @dataclasses.dataclass
@@ -91,6 +97,8 @@ class Scan:
       slices: in order.
       spacing: millimeters between slices, rows and columns as shown; None where unknown.
       origin: what the kind's masks need of the source.
+      tissue: grey level of a slice as shown from which a pixel is tissue and no air or lung; None
+        where unknown.
       release: frees what reading holds; slices can be read again afterwards.
       error: why nothing can be read; None otherwise.
     """
@@ -102,6 +110,7 @@ class Scan:
     slices: list[Slice] = dataclasses.field(default_factory=list)
     spacing: tuple[float, float, float] | None = None
     origin: Any = None
+    tissue: float | None = None
     release: Callable[[], None] = lambda: None
     error: str | None = None
 
@@ -112,3 +121,30 @@ def values_for_people(hu: bool, options: InputOptions) -> str:
         return "range spread over 8 bits"
     center, width = options.window_center, options.window_width
     return f"Hounsfield units, window center {center:g}, width {width:g}"
+
+
+def aspect_of(height: float, width: float) -> float:
+    """Height of a pixel over its width; exactly 1 where they differ by rounding alone."""
+    return 1.0 if abs(height / width - 1) < _SQUARE else height / width
+
+
+def tissue_level(hu: bool, options: InputOptions) -> float | None:
+    """Grey level from which a pixel is tissue; None of values that are no Hounsfield units."""
+    low = options.window_center - options.window_width / 2
+    level = (_TISSUE - low) / options.window_width * 255
+    return level if hu and 0 < level < 255 else None
+
+
+def few(names: Sequence[str]) -> str:
+    """Some of many names of files, for people."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(map(visible, names[:_NAMED])) + more
+
+
+def refuse(why: str) -> np.ndarray:
+    """Reads a slice that cannot be read.
+
+    Raises:
+      ScanError: with that message, always.
+    """
+    raise ScanError(why)

@@ -17,8 +17,9 @@ def summarize(
     predictions: Sequence[Prediction | None],
     areas: Sequence[float],
     rule: str = "mean",
-    voxel_ml: float | None = None,
+    voxel_ml: Sequence[float] | None = None,
     in_lung: tuple[float, float] | None = None,
+    in_body: Sequence[float] | None = None,
 ) -> ScanSummary | None:
     """Takes slices together.
 
@@ -26,8 +27,9 @@ def summarize(
       predictions: of each slice; None where it could not be read.
       areas: of each slice, pixels in any lesion mask (0 where unread or without masks).
       rule: one of `RULES`.
-      voxel_ml: volume of a pixel's voxel, milliliters; None if unknown.
-      in_lung: lesion pixels within the lung, and pixels of the lung; None without a lung mask.
+      voxel_ml: of each slice, volume of a pixel's voxel, milliliters; None if unknown.
+      in_lung: lesion volume within the lung, and volume of the lung; None without a lung mask.
+      in_body: of each slice, pixels in any lesion mask inside of the body; None if unknown.
 
     Returns:
       The summary; None if no slice was read.
@@ -54,7 +56,11 @@ def summarize(
     has_masks = any(predictions[k].masks is not None for k in read)
     lesion_ml = None
     if voxel_ml is not None and has_masks:
-        lesion_ml = float(sum(areas)) * voxel_ml
+        lesion_ml = float(np.dot(areas, voxel_ml))
+    weights = np.ones(len(areas)) if voxel_ml is None else np.asarray(voxel_ml)
+    body_share = None
+    if in_body is not None and (whole := float(np.dot(areas, weights))):
+        body_share = float(np.dot(in_body, weights)) / whole
     lung_share = None
     if in_lung is not None and has_masks and in_lung[1] > 0:
         lung_share = in_lung[0] / in_lung[1]
@@ -66,7 +72,28 @@ def summarize(
         lesion_ml=lesion_ml,
         lung_share=lung_share,
         telling=telling,
+        body_share=body_share,
     )
+
+
+def thicknesses(positions: Sequence[float | None], usual: float) -> np.ndarray:
+    """How far each slice reaches: half way to its neighbors, and as far beyond the first and last.
+
+    Args:
+      positions: along the slice normal, millimeters, increasing; None where unknown.
+      usual: millimeters, for a slice without neighbors.
+
+    Returns:
+      [N] millimeters; 0 where the position is unknown.
+    """
+    known = [k for k, position in enumerate(positions) if position is not None]
+    found = np.zeros(len(positions))
+    if len(known) < 2:
+        found[known] = usual
+        return found
+    distances = np.diff([positions[k] for k in known])
+    found[known] = (np.append(distances, distances[-1]) + np.append(distances[0], distances)) / 2
+    return found
 
 
 def _telling(predictions, read, shares, areas) -> list[int]:

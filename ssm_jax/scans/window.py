@@ -10,6 +10,8 @@ import numpy as np
 from ssm_jax.scans.options import InputOptions
 
 AIR, TISSUE, BONE = -500, (-300, 400), 2000  # Hounsfield units
+_SATURATED = 0.99  # share of pixels black or white from which a slice shows nothing
+_EXTREMES = (0.5, 99.5)  # percentiles that are black and white where nothing else is known
 
 
 def apply_window(hu: np.ndarray, center: float, width: float) -> np.ndarray:
@@ -28,7 +30,8 @@ def apply_window(hu: np.ndarray, center: float, width: float) -> np.ndarray:
 
 def spread(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Maps [low, high] linearly to 0 to 255 (uint8), rounded; what lies beyond is clipped."""
-    share = (np.nan_to_num(np.asarray(values, np.float64), nan=low) - low) / (high - low)
+    finite = np.nan_to_num(np.asarray(values, np.float64), nan=low, posinf=high, neginf=low)
+    share = (finite - low) / (high - low)
     return np.round(np.clip(share, 0, 1) * 255).astype(np.uint8)
 
 
@@ -73,58 +76,75 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What is made of stored values; see `decide`.
+    """What stored values mean.
 
     Attributes:
-      hu: whether they become Hounsfield units, to be windowed; otherwise their range is spread.
+      hu: whether they become Hounsfield units, to be windowed; otherwise a range is spread.
       invert: whether low + high - value is taken first.
       rescale: (slope, intercept) in place of each slice's own; None: its own.
+      span: of values after the rescale that are not Hounsfield units, which of them are black and
+        white (inverted: white and black); None: all that can be stored is spread.
     """
 
     hu: bool
     invert: bool
     rescale: tuple[float, float] | None = None
+    span: tuple[float, float] | None = None
 
     def to_hu(self, stored: np.ndarray, header: Stored) -> np.ndarray:
         """Rescaled values, float64 of the same shape."""
-        values = np.asarray(stored, np.float64)
-        if self.invert:
-            values = header.low + header.high - values
         slope, intercept = self.rescale or (header.slope, header.intercept)
-        return values * slope + intercept
+        return self._upright(stored, header) * slope + intercept
 
     def to_uint8(self, stored: np.ndarray, header: Stored, options: InputOptions) -> np.ndarray:
         """What the model is shown, uint8 of the same shape."""
         if self.hu:
             hu = self.to_hu(stored, header)
             return apply_window(hu, options.window_center, options.window_width)
+        if self.span is not None:
+            shown = spread(
+                dataclasses.replace(self, invert=False).to_hu(stored, header), *self.span
+            )
+            return 255 - shown if self.invert else shown
+        return spread(self._upright(stored, header), header.low, max(header.high, header.low + 1))
+
+    def _upright(self, stored: np.ndarray, header: Stored) -> np.ndarray:
         values = np.asarray(stored, np.float64)
-        if self.invert:
-            values = header.low + header.high - values
-        return spread(values, header.low, max(header.high, header.low + 1))
+        return header.low + header.high - values if self.invert else values
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where values come from, as far as it says what they can be.
+
+    Attributes:
+      kind: "ct": the header says so; "unknown": it does not say; "other": it says something else,
+        so that no intercept is assumed; "projection": a localizer, which is no slice.
+      window: (center, width) that its maker chose to show it with; None where unknown.
+    """
+
+    kind: str = "unknown"
+    window: tuple[float, float] | None = None
 
 
 def decide(
-    samples: Sequence[np.ndarray],
+    samples: Sequence[tuple[np.ndarray, Stored]],
     header: Stored,
-    declared_ct: bool,
+    source: Source,
     options: InputOptions,
-    other_modality: bool = False,
 ) -> tuple[Reading, list[str]]:
     """Says what stored values mean, and what had to be assumed for it.
 
     Tried in this order, until the values are plausible as Hounsfield units: the header's rescale
     (of MONOCHROME1 on inverted values, then on values as they are), and where it has none or does
-    nothing, an intercept of -1024. If none fits, a CT that was rescaled is believed, and of
-    anything else the range is spread.
+    nothing, an intercept of -1024. If none fits, a CT that was rescaled is believed where the
+    window then shows anything, and anything else is shown by its own window.
 
     Args:
-      samples: stored values of some slices.
-      header: what the header says of them.
-      declared_ct: whether the header says that this is CT.
+      samples: some slices: stored values, and what their own header says of them.
+      header: what the headers of most slices say.
+      source: what the values come from.
       options: may force the answer.
-      other_modality: whether the header says that this is something else; then no intercept is
-        assumed.
 
     Returns:
       the reading, and warnings, a line each.
@@ -133,24 +153,63 @@ def decide(
         return Reading(True, header.inverted, options.rescale), []
     if options.values != "auto":
         return Reading(options.values == "hu", header.inverted), []
-    values = np.concatenate([np.ravel(sample) for sample in samples]) if samples else np.zeros(0)
+    if source.kind == "projection":
+        own = _own_window(samples, header, source)
+        return own, ["a localizer, which is no slice; shown by its own window"]
     polarities = (True, False) if header.inverted else (False,)
     readings = [Reading(True, invert) for invert in polarities]
-    if (header.slope, header.intercept) == (1, 0) and not other_modality:
+    if (header.slope, header.intercept) == (1, 0) and source.kind != "other":
         readings += [Reading(True, invert, (1.0, -1024.0)) for invert in polarities]
-    found = next((r for r in readings if plausible_hu(r.to_hu(values, header))), None)
+    found = next((r for r in readings if _fits(r, samples)), None)
     if found is not None:
-        return found, _assumed(found, header, declared_ct)
+        return found, _assumed(found, header, source.kind == "ct")
+    values = _together([values for values, _ in samples])
     shown = f"{values.min():g} to {values.max():g}" if values.size else "unread"
-    if declared_ct and header.rescaled and (header.slope, header.intercept) != (1, 0):
+    said = source.kind == "ct" and header.rescaled and (header.slope, header.intercept) != (1, 0)
+    if said and _shows(readings[0], samples, options):
         return readings[0], [
             f"the values ({shown} as stored) are implausible for a chest CT; taken as Hounsfield "
             "units because the header says so; --values=range spreads them instead"
         ]
-    return Reading(False, header.inverted), [
+    own = _own_window(samples, header, source)
+    low, high = own.span or (header.low, header.high)
+    return own, [
         f"the values ({shown} as stored) are not Hounsfield units; taken as already windowed, "
-        f"{header.low:g} black and {header.high:g} white; --values=hu or --rescale force a window"
+        f"{low:g} black and {high:g} white; --values=hu or --rescale force a window"
     ]
+
+
+def _fits(reading: Reading, samples: Sequence[tuple[np.ndarray, Stored]]) -> bool:
+    """Whether values are plausible together, or at least in most slices: one may be damaged."""
+    values = [reading.to_hu(stored, header) for stored, header in samples]
+    if plausible_hu(_together(values)):
+        return True
+    return 2 * sum(map(plausible_hu, values)) > len(values)
+
+
+def _together(values: Sequence[np.ndarray]) -> np.ndarray:
+    """All finite values, in one row."""
+    joined = np.concatenate([np.ravel(part) for part in values]) if values else np.zeros(0)
+    return joined[np.isfinite(joined)]
+
+
+def _shows(reading: Reading, samples, options: InputOptions) -> bool:
+    """Whether more than a few pixels are neither black nor white."""
+    shown = [reading.to_uint8(stored, header, options) for stored, header in samples]
+    return any(np.isin(grey, (0, 255)).mean() < _SATURATED for grey in shown)
+
+
+def _own_window(samples, header: Stored, source: Source) -> Reading:
+    """Values as their maker shows them, or else spread; of more than 8 bits as far as they go."""
+    upright = Reading(False, header.inverted)
+    if source.window is not None:
+        center, width = source.window
+        return dataclasses.replace(upright, span=(center - width / 2, center + width / 2))
+    values = _together([Reading(False, False).to_hu(stored, own) for stored, own in samples])
+    if header.high - header.low <= 255 or not values.size:
+        return upright
+    low, high = (float(value) for value in np.percentile(values, _EXTREMES))
+    return dataclasses.replace(upright, span=(low, max(high, low + 1)))
 
 
 def _assumed(reading: Reading, header: Stored, declared_ct: bool) -> list[str]:

@@ -142,12 +142,13 @@ class BrightSpots:
     """A model that takes what is brighter than `BRIGHT` for a lesion, and for COVID-19."""
 
     def __init__(self, batch_size=4):
-        """Takes the slices of a call; `batches` notes how many came."""
-        self.batch_size, self.batches = batch_size, []
+        """Takes the slices of a call; `batches` notes how many came, `aspects` of which shape."""
+        self.batch_size, self.batches, self.aspects = batch_size, [], []
 
-    def predict_batch(self, images):
+    def predict_batch(self, images, aspects=None):
         """One prediction an image; the logits are (0, 0, share of bright pixels in percent)."""
         self.batches.append(len(images))
+        self.aspects += aspects or []
         return [self.predict(image) for image in images]
 
     def predict(self, image):

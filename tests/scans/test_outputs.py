@@ -187,7 +187,7 @@ def test_summaries_by_hand():
         *[prediction([0.9, 0.05, 0.05])] * 4,
     ]
     areas = [5, 0, 10, 20, 0, 0, 3, 0]
-    mean = summarize(slices, areas, "mean", voxel_ml=0.5)
+    mean = summarize(slices, areas, "mean", voxel_ml=[0.5] * 8)
     np.testing.assert_allclose(mean.class_probabilities, [4.6 / 7, 1.1 / 7, 1.3 / 7], rtol=1e-5)
     assert mean.predicted_class == 0
     assert mean.slices_per_class.tolist() == [5, 1, 1]
