@@ -142,6 +142,16 @@ def test_a_batch_of_all_sizes_gives_what_each_slice_gives_alone(predictor):
     assert predictor.predict_batch([]) == []
 
 
+def test_pixels_that_are_no_squares_are_predicted_as_squares(predictor):
+    image = slice_of(64, 128)
+    square = resize_bilinear(image[..., None].astype(np.float32) / 255, 64, 64)[..., 0]
+    plain, (stretched,) = predictor(square), predictor.predict_batch([image], aspects=[2.0])
+    np.testing.assert_allclose(stretched.class_logits, plain.class_logits, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(stretched.boxes, plain.boxes * [2, 1, 2, 1], rtol=1e-4, atol=1e-3)
+    assert (stretched.height, stretched.width) == (64, 128)
+    assert [rle.decode(mask).shape for mask in stretched.masks] == [(64, 128)] * len(plain.masks)
+
+
 def test_the_score_threshold_is_a_lower_bound(model, predictor):
     image = slice_of(64, 64)
     scores = predictor(image).scores

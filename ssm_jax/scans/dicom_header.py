@@ -11,6 +11,8 @@ from ssm_jax.scans.options import MIB, ScanError, check_unpacked, guarded, medic
 
 # A header reads each of its elements once or twice; that of many frames grows with the file.
 _MOST_READS, _BYTES_A_READ = 100_000, 64
+# Files that were cut off, or filled up to a block, end in zeros: elements of tag and length 0.
+_NO_ELEMENT, _MOST_ZEROS = bytes(8), 16
 _INDEX = "1.2.840.10008.1.3.10"  # the class of a DICOMDIR
 
 
@@ -25,6 +27,7 @@ class _Bounded:
         self._size = stream.seek(0, io.SEEK_END)
         self._reads = _MOST_READS + self._size // _BYTES_A_READ
         self.seek, self.tell = stream.seek, stream.tell
+        self._zeros = 0
         stream.seek(0)
 
     def read(self, count: int = -1) -> bytes:
@@ -35,7 +38,8 @@ class _Bounded:
         data = self._stream.read(rest if count < 0 else min(count, rest))
         if count < 0:  # pydicom asks for all there is only to inflate it
             _check_inflated(data)
-        return data
+        self._zeros = self._zeros + 1 if data == _NO_ELEMENT else 0
+        return b"" if self._zeros > _MOST_ZEROS else data
 
 
 def _check_inflated(packed: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ssm_jax.scans.dicom import open_dicom
 from ssm_jax.scans.find import Found, expand, find
 from ssm_jax.scans.nifti import open_nifti
-from ssm_jax.scans.options import InputOptions, ScanError, guarded
+from ssm_jax.scans.options import InputOptions, ScanError, guarded, quiet_libraries
 from ssm_jax.scans.pictures import open_pictures
 from ssm_jax.scans.source import Scan, few
 
@@ -24,6 +24,7 @@ def open_scans(paths: list[str], options: InputOptions | None = None) -> list[Sc
       The scans. What cannot be used is a scan with `error` set, so that it stops no other.
     """
     options = options or InputOptions()
+    quiet_libraries()
     scans: list[Scan] = []
     singles = []
     for path in expand(paths):

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import logging
 import types
+import warnings
 from collections.abc import Iterator
 
 VALUES = ("auto", "hu", "range")
@@ -121,8 +122,19 @@ def visible(text: str) -> str:
     return "".join(escaped)
 
 
+def quiet_libraries() -> None:
+    """Hides what libraries log and warn of damaged files: it quotes headers, which name patients.
+
+    What matters of it is said by the errors and warnings of scans.
+    """
+    for name in ("pydicom", "nibabel.global", "highdicom", "PIL"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    for name in ("pydicom", "nibabel", "highdicom", "PIL"):
+        warnings.filterwarnings("ignore", module=rf"{name}\b")
+
+
 def medical_library(name: str) -> types.ModuleType:
-    """Imports a module of the extra `medical`, whose log messages are then not shown.
+    """Imports a module of the extra `medical`.
 
     Args:
       name: such as "pydicom".
@@ -131,12 +143,9 @@ def medical_library(name: str) -> types.ModuleType:
       ScanError: not installed; the message names the extra.
     """
     try:
-        module = importlib.import_module(name)
+        return importlib.import_module(name)
     except ImportError as error:
         package = name.partition(".")[0]
         raise ScanError(
             f"this needs {package}, which is not installed: pip install 'ssm-jax[medical]'"
         ) from error
-    for logger in ("pydicom", "nibabel.global", "highdicom"):
-        logging.getLogger(logger).setLevel(logging.CRITICAL + 1)
-    return module

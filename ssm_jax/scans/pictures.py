@@ -6,7 +6,7 @@ import functools
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ssm_jax.scans.find import Blob
 from ssm_jax.scans.options import InputOptions, ScanError, guarded, visible
@@ -85,7 +85,10 @@ class Picture:
     def _open(self) -> Image.Image:
         if self._image is None:
             self._stream = self._blob.seekable()
-            self._image = Image.open(self._stream, formats=_FORMATS)
+            try:
+                self._image = Image.open(self._stream, formats=_FORMATS)
+            except UnidentifiedImageError:  # whose message names the path
+                raise ScanError("cannot be read as a picture: no PNG, JPEG or TIFF") from None
         return self._image
 
     def close(self) -> None:
