@@ -71,7 +71,7 @@ class Picture:
         try:
             with guarded("cannot be read as a picture"):
                 image = self._open()
-                if page:
+                if page != image.tell():
                     image.seek(page)
                 values = _pixels(image, self._options)
                 if values.dtype != np.uint8:
