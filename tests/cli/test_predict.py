@@ -174,7 +174,7 @@ def test_a_series_with_masks_report_and_summary(checkpoint, tmp_path):
     from tests.helpers.dicom_tools import Series, chest, windowed
 
     hu = chest(5, 64, 64)
-    paths = Series().write(tmp_path / "series", hu)
+    paths = Series().write(tmp_path / "series", hu, PixelSpacing=[0.8, 0.8])
     (tmp_path / "pictures").mkdir()
     for z, path in paths.items():
         Image.fromarray(windowed(hu[z])).save(tmp_path / "pictures" / f"{z}_{path.stem}.png")
