@@ -46,6 +46,7 @@ setup(
         "ml-collections>=1.0,<2",
         "ml-dtypes>=0.5,<1",
         "numpy>=2.0,<3",
+        "opencv-python-headless>=4.13,<5",  # augmentation
         "optax>=0.2.4,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=10.4,<14",

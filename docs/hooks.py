@@ -7,6 +7,8 @@ import re
 from ssm_jax import config
 
 MARK = "<!-- config reference -->"
+# Sections by the names of variables in the source.
+SECTIONS = {"evaluation": "eval", "phantom": "data.phantom", "augment": "data.augment"}
 FIELD = re.compile(r"^    (?P<name>[a-z]\w*)(?:: [^=]+)? = (?P<value>.*?)(?:  # (?P<comment>.*))?$")
 
 
@@ -27,7 +29,7 @@ def reference():
     others = {}
     for name, comment in re.findall(r"^    (\w+\.\w+) = .*?  # (.*)$", source, re.MULTILINE):
         section, field = name.split(".")
-        section = {"evaluation": "eval", "phantom": "data.phantom"}.get(section, section)
+        section = SECTIONS.get(section, section)
         others[f"{section}.{field}".removeprefix("config.")] = comment
     others |= {f"model.{name}": comment for name, comment in model.items()}
     return tables(config.default_config().to_dict(), others)

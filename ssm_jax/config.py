@@ -7,6 +7,7 @@ overridden on the command line: `--config.train.learning_rate=1e-4`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -109,12 +110,10 @@ def default_config() -> ml_collections.ConfigDict:
     config.backbone.init = "random"  # or a file with a torchvision ResNet's state dict
 
     config.data = data = ml_collections.ConfigDict()
-    # Folders, separated by commas; empty: the phantom.
-    data.seg_dir = ""  # <seg_dir>/<split>/{imgs,masks}
-    data.cls_dir = ""  # <cls_dir>/<split>/<class>_<patient>_<scan>_<slice>.png
-    # Weights of these folders in training, as in "1,2.5"; empty: by their numbers of slices.
-    data.seg_weights = ""
-    data.cls_weights = ""
+    data.seg_dir = ""  # <seg_dir>/<split>/{imgs,masks}, or several: A,B; empty: the phantom
+    data.cls_dir = ""  # <cls_dir>/<split>/<class>_<patient>_<scan>_<slice>.png; the same
+    data.seg_weights = ""  # of several folders in training, as 1,2.5; empty: by numbers of slices
+    data.cls_weights = ""  # the same of classification slices
     data.data_dir = "~/.cache/ssm_jax"  # where prepared data sets are kept
     data.train_split = "train"
     data.test_split = "test"
@@ -131,6 +130,19 @@ def default_config() -> ml_collections.ConfigDict:
     phantom.seg_test = 100
     phantom.cls_train = 3000
     phantom.cls_test = 300
+
+    data.augment = augment = ml_collections.ConfigDict()  # random changes of training slices
+    augment.flip = 0.0  # probability of a mirror image
+    augment.scale = 0.0  # zoom by a factor from 1 / (1 + scale) to 1 + scale
+    augment.shift = 0.0  # at most this share of the sides
+    augment.rotate = 0.0  # at most so many degrees
+    augment.crop = 0.0  # at most this share of the sides is cut off, and the rest enlarged
+    augment.gain = 0.0  # contrast by a factor from 1 / (1 + gain) to 1 + gain
+    augment.offset = 0.0  # brightness by at most this share of white
+    augment.gamma = 0.0  # exponent of the grey values from 1 / (1 + gamma) to 1 + gamma
+    augment.noise = 0.0  # standard deviation of white noise, at most this share of white
+    augment.blur = 0.0  # standard deviation of a Gaussian blur, at most so many pixels
+    augment.clahe = 0.0  # probability of contrast-limited adaptive histogram equalization
 
     config.train = train = ml_collections.ConfigDict()
     train.batch_size = 1  # pairs of slices an iteration, of all devices together
@@ -204,6 +216,10 @@ def validate(config: ml_collections.ConfigDict) -> ModelConfig:
     start = train.classification_from
     _check(start >= 0, "train.classification_from", start, "numbers from 0")
     _check(config.data.max_objects <= 255, "data.max_objects", config.data.max_objects, "0 to 255")
+    for name, value in config.data.augment.items():
+        most = {"flip": 1, "clahe": 1, "crop": 0.9}.get(name, math.inf)
+        possible = "numbers from 0" + (f" to {most}" if most < math.inf else "")
+        _check(0 <= value <= most, f"data.augment.{name}", value, possible)
     mask_types = tuple(LESION_CLASSES)
     _check(config.data.mask_type in mask_types, "data.mask_type", config.data.mask_type, mask_types)
     model = ModelConfig.from_mapping(config.model.to_dict())

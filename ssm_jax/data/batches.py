@@ -12,6 +12,7 @@ import grain
 import ml_collections
 import numpy as np
 
+from ssm_jax.data import augment
 from ssm_jax.data.datasets import Datasets
 from ssm_jax.data.sources import ClassificationExample, SegmentationExample, Source
 from ssm_jax.ops.resizing import resize_bilinear, resize_nearest, resized_shape
@@ -19,6 +20,7 @@ from ssm_jax.ops.resizing import resize_bilinear, resize_nearest, resized_shape
 _STEPS = 2**62  # a training iterator does not end
 # Streams of random numbers: single draws, orders of epochs, orders of the slices of a folder.
 _DRAWS, _EPOCHS, _FOLDERS = 1, 2, 3
+_CHANGES = {"seg": 4, "cls": 5}  # and changes of single slices
 T = TypeVar("T")
 
 
@@ -110,9 +112,14 @@ class TrainBatches:
           boxes pixels of the resized slice; float images lie in [0, 1]. "cls" is missing and
           "cls_files" empty without classification slices.
         """
+        rows = range(self.batch_size)[self._rows]
         segmentation, classification = self.indices(int(step))
-        seg = [self.datasets.seg_train[i] for i in segmentation[self._rows]]
-        cls = [self.datasets.cls_train[i] for i in classification[self._rows]]
+        seg = [self._segmentation(int(step), row, segmentation[row]) for row in rows]
+        cls = [
+            self._classification(int(step), row, classification[row])
+            for row in rows
+            if self.datasets.cls_train is not None
+        ]
         batch = {
             "seg": _stack([segmentation_arrays(example, self.datasets) for example in seg]),
             "seg_files": [example.file for example in seg],
@@ -122,6 +129,22 @@ class TrainBatches:
             arrays = [classification_arrays(example, self.datasets) for example in cls]
             batch["cls"] = _stack(arrays)
         return batch
+
+    def _segmentation(self, step: int, row: int, index: int) -> SegmentationExample:
+        """The segmentation slice of a row of a batch."""
+        augmentation, source = self.datasets.augmentation, self.datasets.seg_train
+        if not augmentation.active:
+            return source[index]
+        rng = np.random.default_rng([self.seed, _CHANGES["seg"], step, row])
+        return augment.segmentation(augmentation, rng, source[index], source.min_area)
+
+    def _classification(self, step: int, row: int, index: int) -> ClassificationExample:
+        """The classification slice of a row of a batch."""
+        augmentation, source = self.datasets.augmentation, self.datasets.cls_train
+        if not augmentation.active:
+            return source[index]
+        rng = np.random.default_rng([self.seed, _CHANGES["cls"], step, row])
+        return augment.classification(augmentation, rng, source[index])
 
 
 def _from_rounds(

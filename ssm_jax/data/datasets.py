@@ -11,6 +11,7 @@ import ml_collections
 import numpy as np
 
 from ssm_jax.classes import FILE_CLASSES, LONG_NAMES
+from ssm_jax.data.augment import Augmentation
 from ssm_jax.data.builders import SPLITS, CtClasses, CtLesionSeg, IndexedBuilder
 from ssm_jax.data.cache import prepared
 from ssm_jax.data.errors import DataError, name_files
@@ -44,6 +45,7 @@ class Datasets:
       seg_float: whether segmentation batches are float32 in [0, 1] because some slice is resized;
         otherwise they, and classification batches always, are uint8.
       max_objects: object slots of a segmentation slice.
+      augmentation: how training slices are changed.
       descriptions: lines that say what the data are.
     """
 
@@ -61,6 +63,7 @@ class Datasets:
     cls_channels: int | None
     seg_float: bool
     max_objects: int
+    augmentation: Augmentation
     descriptions: tuple[str, ...]
 
     @property
@@ -111,6 +114,7 @@ def open_datasets(config: ml_collections.ConfigDict) -> Datasets:
         cls_channels=cls_train and cls_train.channels,
         seg_float=any(size != shape for size, shape in shapes.items()),
         max_objects=_max_objects(data, seg_train, seg_test),
+        augmentation=Augmentation(**data.augment),
         descriptions=tuple(descriptions),
     )
 

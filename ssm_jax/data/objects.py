@@ -55,9 +55,22 @@ def lesion_objects(
         names[kept] = np.arange(1, len(kept) + 1) + len(labels)
         instances = np.maximum(instances, names[components])  # classes do not overlap
         labels += [label] * len(kept)
-    slices = ndimage.find_objects(instances, max_label=len(labels))
+    return instances, object_boxes(instances, len(labels)), np.array(labels, np.int32)
+
+
+def object_boxes(instances: np.ndarray, count: int) -> np.ndarray:
+    """Boxes around objects, each of which has pixels.
+
+    Args:
+      instances: uint8 [H, W], 0 outside objects, k + 1 on object k.
+      count: number of objects n.
+
+    Returns:
+      float32 [n, 4], (min x, min y, max x + 1, max y + 1) in pixels.
+    """
+    slices = ndimage.find_objects(instances, max_label=count)
     boxes = [(s[1].start, s[0].start, s[1].stop, s[0].stop) for s in slices]
-    return instances, np.array(boxes, np.float32).reshape(-1, 4), np.array(labels, np.int32)
+    return np.array(boxes, np.float32).reshape(-1, 4)
 
 
 def exceeds(areas: np.ndarray, min_area: int, height: int, width: int) -> np.ndarray:
