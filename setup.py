@@ -41,6 +41,7 @@ setup(
         # needed by tensorflow-datasets, which does not say so
         "importlib-resources>=5,<8",
         "jax>=0.7,<0.12",
+        "jaxtyping>=0.3.2,<0.4",
         "jinja2>=3.1.6,<4",
         "markupsafe>=2.1,<4",
         "ml-collections>=1.0,<2",
@@ -64,6 +65,7 @@ setup(
         "test": [
             *MEDICAL,
             *SERVE,
+            "beartype>=0.21,<1",
             "httpx>=0.27,<1",  # starlette's test client
             "hypothesis>=6.100,<7",
             "import-linter>=2.5,<3",

@@ -14,7 +14,7 @@ from ssm_jax.models import inference, ssm
 from ssm_jax.models.roi_heads import BOX_BINS
 from ssm_jax.ops.images import normalize
 from ssm_jax.ops.masks import encode_masks
-from ssm_jax.ops.roi_align import roi_align_batch
+from ssm_jax.ops.roi_chunks import roi_align_batch
 from ssm_jax.predictor import Predictor
 
 DETECTIONS = 16
@@ -31,7 +31,8 @@ def stage_cases() -> list[Case]:
         return lambda variables, *args: ssm.stage(config, variables, method, *args, **fixed)
 
     def propose(variables, objectness, deltas, size):
-        anchors = ssm.anchors_for(config, (config.image_size // config.stride,) * 2)
+        cells = config.image_size // config.stride
+        anchors = jnp.asarray(ssm.anchors_for(config, (cells, cells)))
         return ssm.propose(config, objectness, deltas, anchors, size)
 
     def heads(variables, pooled):

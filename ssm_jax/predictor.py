@@ -1,6 +1,4 @@
-"""From a slice as it comes to class and lesions in its own pixels."""
-
-from __future__ import annotations
+"""Prediction of slices of any size, with boxes and masks in their own pixels."""
 
 import dataclasses
 import functools
@@ -15,7 +13,7 @@ from jax.sharding import Mesh
 from ssm_jax import sharding
 from ssm_jax.classes import short_names
 from ssm_jax.config import ModelConfig, default_config
-from ssm_jax.models.inference import Predictions, make_classify_fn, make_predict_fn
+from ssm_jax.models.inference import make_classify_fn, make_predict_fn
 from ssm_jax.ops.masks import encode_masks
 from ssm_jax.ops.resizing import resize_bilinear, resized_shape
 
@@ -40,7 +38,7 @@ class RoIRows:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the model says of one slice; boxes and masks are in pixels of the slice as given.
+    """The class and the lesions of one slice; boxes and masks are in pixels of the slice as given.
 
     Attributes:
       height: of the slice, pixels.
@@ -54,7 +52,7 @@ class Prediction:
       labels: [n] int32, lesion class: 1, or of two 1 ground glass and 2 consolidation.
       masks: n COCO run-length encodings {"size": [height, width], "counts": str}; None if masks
         were not asked for.
-      roi_batch: what module S read; None if it was not asked for.
+      roi_batch: the input of module S; None if it was not asked for.
     """
 
     height: int
@@ -73,6 +71,7 @@ class Prediction:
         `predicted_class`, `predicted_class_name` ("normal", "cp" for common pneumonia, "covid"),
         and `detections`, a list of `box`, `score`, `label` and (if predicted) `mask`.
         """
+        predicted = self.predicted_class
         names = short_names(len(self.class_logits))
         detections = [
             {"box": box.tolist(), "score": float(score), "label": int(label)}
@@ -86,8 +85,8 @@ class Prediction:
             "width": self.width,
             "class_logits": self.class_logits.tolist(),
             "class_probabilities": self.class_probabilities.tolist(),
-            "predicted_class": self.predicted_class,
-            "predicted_class_name": names[self.predicted_class] if names else None,
+            "predicted_class": predicted,
+            "predicted_class_name": None if predicted is None else names[predicted],
             "detections": detections,
         }
 
@@ -120,7 +119,7 @@ class Predictor:
           nms_threshold: IoU above which the lower-scored box is dropped, in [0, 1].
           masks: whether to predict masks.
           batch_size: slices a call; smaller batches are filled up, to compile only once.
-          roi_batch: whether predictions tell what module S read.
+          roi_batch: whether predictions hold the input of module S.
 
         Raises:
           ValueError: a threshold outside [0, 1], or a batch size below 1.
@@ -160,7 +159,7 @@ class Predictor:
         Raises:
           ValueError: another shape or type, no pixels, or values outside [0, 1].
         """
-        results: list[Prediction | None] = [None] * len(images)
+        results: dict[int, Prediction] = {}
         thresholds = (self.score_threshold, self.nms_threshold)
         for indices, sizes, outputs in self._run(
             images, self._predict, *thresholds, aspects=aspects
@@ -168,7 +167,7 @@ class Predictor:
             for row, index in enumerate(indices):
                 original = np.shape(images[index])[:2]
                 results[index] = _in_original_pixels(outputs, row, sizes[row], original)
-        return results
+        return [results[index] for index in range(len(images))]
 
     def class_logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Class logits alone, [N, K] float32: `predict_batch` without the work on lesions."""
@@ -281,9 +280,9 @@ def prepare(image: np.ndarray, image_size: int, max_size: int, aspect: float = 1
     if image.size == 0:
         raise ValueError(f"a slice needs pixels, this one has the shape {list(image.shape)}")
     image = image[..., None] if image.ndim == 2 else image
-    shape = image.shape[0] * aspect, image.shape[1]
-    height, width = resized_shape(*shape, image_size, max_size)
-    same = (height, width) == image.shape[:2]
+    height, width = image.shape[:2]
+    resized = resized_shape(height * aspect, width, image_size, max_size)
+    same = resized == (height, width)
     if image.dtype == np.uint8:
         if same:
             return image
@@ -298,7 +297,7 @@ def prepare(image: np.ndarray, image_size: int, max_size: int, aspect: float = 1
             )
     else:
         raise ValueError(f"a slice must be uint8 or float in [0, 1], not {image.dtype}")
-    return values if same else resize_bilinear(values, height, width)
+    return values if same else resize_bilinear(values, *resized)
 
 
 @functools.lru_cache
@@ -321,9 +320,16 @@ def _canvas(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def _in_original_pixels(
-    outputs: Predictions, row: int, resized: np.ndarray, original: tuple[int, int]
+    outputs: Any, row: int, resized: np.ndarray, original: tuple[int, ...]
 ) -> Prediction:
-    """One slice of a batch's outputs, with boxes scaled back and masks pasted."""
+    """One slice of a batch, with boxes scaled back and masks pasted.
+
+    Args:
+      outputs: Predictions of the batch, of NumPy arrays.
+      row: the slice in the batch.
+      resized: its height and width for the model, pixels.
+      original: its height and width as given, pixels.
+    """
     height, width = original
     used = outputs.valid[row]
     scale = np.array([width, height, width, height]) / resized[[1, 0, 1, 0]]

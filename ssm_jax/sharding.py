@@ -1,11 +1,9 @@
-"""Data parallelism: one axis of devices, over which batches are split.
+"""Data parallelism: every device holds the whole model and a part of each batch.
 
-Parameters, statistics and optimiser state are replicated. `jit` partitions most of a step by
-itself; what visits the boxes of one image after another it cannot see through, so that
-`per_device` tells it to do that on every device for the images at hand.
+Parameters, statistics and optimizer state are copied to all devices, and the images of a batch are
+split over them. The compiler distributes most of a step by itself, but not loops over images or
+their boxes: functions with such loops run under `per_device`, on each device for its own images.
 """
-
-from __future__ import annotations
 
 import functools
 import pickle
@@ -20,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXIS = "data"
 REPLICATED = PartitionSpec()
-SPLIT = PartitionSpec(AXIS)  # by the leading axis: images, or what every image has so many of
+SPLIT = PartitionSpec(AXIS)  # by the leading axis, which counts images, or boxes image by image
 T = TypeVar("T")
 
 
@@ -51,7 +49,7 @@ def training_mesh(batch_size: int) -> Mesh | None:
 
 
 def local_mesh(batch_size: int) -> Mesh | None:
-    """Devices of this process alone: as many as a batch can be split over; None for one."""
+    """The devices of this process, as many as a batch can be split over; None for one device."""
     devices = jax.local_devices()
     return _mesh(devices[: _most(len(devices), batch_size)])
 
@@ -115,12 +113,12 @@ def per_device(function: Callable, in_specs: Any = SPLIT, out_specs: Any = SPLIT
     """A function that every device runs on its own part of a batch.
 
     Args:
-      function: of arrays and pytrees of them; a sum over all devices is `total`'s.
-      in_specs: REPLICATED or SPLIT by argument; one for all.
-      out_specs: the same of the results.
+      function: of arrays and pytrees of them; it sums over all devices by `total`.
+      in_specs: REPLICATED or SPLIT for each argument, or one of them for all.
+      out_specs: the same for the results.
 
     Returns:
-      The function of whole arrays; where nothing is split, `function` itself.
+      The function of whole batches; `function` itself where there is one device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.axis_types != (AxisType.Auto,):
@@ -173,5 +171,5 @@ def gather(value: T) -> list[T]:
     padded = np.zeros(sizes.max(), np.uint8)
     padded[: data.size] = data
     rows = multihost_utils.process_allgather(padded)
-    # Of processes of the same job, whose code is ours.
+    # The bytes come from processes of the same job, which run this code.
     return [pickle.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]

@@ -1,4 +1,4 @@
-"""Settings for all tests: the CPU backend, one compilation cache, hypothesis without a deadline."""
+"""Settings for all tests: CPU, one compilation cache, checked annotations, no deadlines."""
 
 import os
 import shutil
@@ -16,6 +16,9 @@ import hypothesis
 import jax
 import pytest
 
+from tests.helpers import annotations
+
+annotations.check()
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("default")
 

@@ -13,10 +13,10 @@ from ssm_jax.config import ModelConfig
 from ssm_jax.models.inference import make_predict_fn, read_rois
 from ssm_jax.models.rpn import Proposals
 from ssm_jax.ops import rle
-from ssm_jax.ops.masks import paste_mask
 from ssm_jax.ops.resizing import resize_bilinear
 from ssm_jax.ops.roi_batch import RoIBatch
 from ssm_jax.predictor import prepare
+from tests.helpers import ops_oracles as oracles
 from tests.helpers.tiny import get_config, random_variables
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -70,7 +70,7 @@ def test_prediction_in_the_pixels_of_the_slice(model, predictor):
     probabilities = np.asarray(outputs.mask_probabilities[0])[used]
     assert len(prediction.masks) == len(probabilities)
     for mask, grid, box in zip(prediction.masks, probabilities, prediction.boxes, strict=True):
-        pasted = paste_mask(grid, box, height, width)
+        pasted = oracles.paste(grid, box, height, width)
         wrong = (rle.decode(mask) != (pasted > 0.5)) & (abs(pasted - 0.5) > 1e-3)
         assert not wrong.any()
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Float
 
 from ssm_jax.models import layers
 
@@ -21,8 +21,8 @@ class FPN(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, h, w, C] -> [B, h, w, 256] float32, of which RoIAlign interpolates."""
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w 256"]:
+        """The features that RoIAlign reads, at least float32, for it interpolates them."""
         init = layers.kaiming_uniform_fan_in
         x = layers.conv(CHANNELS, 1, kernel_init=init, dtype=self.dtype, name="inner")(x)
         x = layers.conv(CHANNELS, 3, kernel_init=init, dtype=self.dtype, name="layer")(x)

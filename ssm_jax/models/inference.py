@@ -1,11 +1,13 @@
 """Inference: one jitted function from slices to class logits, boxes and masks."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import no_type_check
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int32, UInt8
 
 from ssm_jax.config import ModelConfig
 from ssm_jax.models import ssm
@@ -17,46 +19,51 @@ from ssm_jax.ops.nms import nms
 from ssm_jax.ops.roi_align import roi_align
 from ssm_jax.ops.roi_batch import RoIBatch
 
+Images = UInt8[Array, "B H W C"] | Float[Array, "B H W C"]
+Sizes = Int32[Array, "B 2"]
 
+
+@no_type_check  # JAX puts shapes, axes and placeholders into such a tree
 class ReadRoIs(flax.struct.PyTreeNode):
     """The ranked RoI batch of B slices, S rows each, with the boxes behind its encodings.
 
     Attributes:
-      rows: [B, S, 5] float32 (score, tx, ty, tw, th), scores not increasing.
-      boxes: [B, S, 4] float32, the same boxes decoded and clipped, pixels of the resized slice.
-      count: [B] int32, distinct boxes; 0: all rows and boxes are zero.
+      rows: (score, tx, ty, tw, th), scores not increasing.
+      boxes: the same boxes decoded and clipped, pixels of the resized slice.
+      count: distinct boxes; 0: all rows and boxes are zero.
     """
 
-    rows: Array
-    boxes: Array
-    count: Array
+    rows: Float32[Array, "B S 5"]
+    boxes: Float32[Array, "B S 4"]
+    count: Int32[Array, "B"]
 
 
+@no_type_check
 class Predictions(flax.struct.PyTreeNode):
-    """What the model says of B slices, D detections each at most.
-
-    Detections stand first, by decreasing score.
+    """Classes and lesions of B slices, D detections each at most, by decreasing score.
 
     Attributes:
-      class_logits: [B, 3] float32.
-      boxes: [B, D, 4] float32, pixels of the resized slice.
-      scores: [B, D] float32 in [0, 1].
-      labels: [B, D] int32, lesion class (1 where lesions are one class).
-      valid: [B, D] bool, slots in use.
-      mask_probabilities: [B, D, 28, 28] float32 in [0, 1], or None.
-      roi_batch: what module S read, or None.
+      class_logits: of the K image classes.
+      boxes: pixels of the resized slice.
+      scores: in [0, 1].
+      labels: lesion class (1 where lesions are one class).
+      valid: slots in use, which come first.
+      mask_probabilities: in [0, 1]; None if masks were not asked for.
+      roi_batch: the input of module S; None if it was not asked for.
     """
 
-    class_logits: Array
-    boxes: Array
-    scores: Array
-    labels: Array
-    valid: Array
-    mask_probabilities: Array | None = None
+    class_logits: Float32[Array, "B K"]
+    boxes: Float32[Array, "B D 4"]
+    scores: Float32[Array, "B D"]
+    labels: Int32[Array, "B D"]
+    valid: Bool[Array, "B D"]
+    mask_probabilities: Float32[Array, "B D 28 28"] | None = None
     roi_batch: ReadRoIs | None = None
 
 
-def make_predict_fn(config: ModelConfig, masks: bool = True, roi_batch: bool = False):
+def make_predict_fn(
+    config: ModelConfig, masks: bool = True, roi_batch: bool = False
+) -> Callable[..., Predictions]:
     """Builds the jitted inference function of a model.
 
     Args:
@@ -92,7 +99,7 @@ def make_predict_fn(config: ModelConfig, masks: bool = True, roi_batch: bool = F
     return predict
 
 
-def make_classify_fn(config: ModelConfig):
+def make_classify_fn(config: ModelConfig) -> Callable[..., Array]:
     """Builds the jitted function that finds the class of slices and nothing else.
 
     Args:
@@ -114,11 +121,13 @@ def make_classify_fn(config: ModelConfig):
     return classify
 
 
-def extract(config: ModelConfig, variables: Any, images: Array, image_sizes: Array) -> Array:
-    """Feature maps [B, h, w, 256] of B slices, without gradient.
+def extract(
+    config: ModelConfig, variables: ssm.Variables, images: Images, image_sizes: Sizes
+) -> Float[Array, "B h w 256"]:
+    """Feature maps of slices, without gradient.
 
-    On a CPU slice after slice: what a layer of one slice writes is in the cache still when the
-    next layer reads it.
+    A CPU takes one slice after the other: what a layer has written of it is still in the cache
+    when the next layer reads it.
     """
 
     def together(images, image_sizes):
@@ -134,55 +143,52 @@ def extract(config: ModelConfig, variables: Any, images: Array, image_sizes: Arr
 
 def _classify(
     config: ModelConfig,
-    variables: Any,
+    variables: ssm.Variables,
     outputs: BoxOutputs,
     proposals: Proposals,
-    image_sizes: Array,
-) -> tuple[Array, RoIBatch]:
-    """Class logits [B, K] from the classification branch, and the RoI batch they were read off."""
+    image_sizes: Sizes,
+) -> tuple[Float[Array, "B K"], RoIBatch]:
+    """Class logits from the classification branch, and the RoI batch that they were read off."""
     keys = jnp.broadcast_to(jax.random.key(0), image_sizes.shape[:1])
     selection = ssm.select_rois(config, outputs, proposals, image_sizes, keys)
     return ssm.stage(config, variables, "read_class", selection.rows), selection
 
 
-def read_rois(selection: RoIBatch, proposals: Proposals, image_sizes: Array) -> ReadRoIs:
+def read_rois(selection: RoIBatch, proposals: Proposals, image_sizes: Sizes) -> ReadRoIs:
     """Decodes the rows that module S reads.
 
     Args:
       selection: of B slices, from the proposals.
       proposals: of these slices.
-      image_sizes: [B, 2], pixels.
-
-    Returns:
-      ReadRoIs.
+      image_sizes: (height, width), pixels.
     """
     references = jnp.take_along_axis(proposals.boxes, selection.indices[..., None], axis=1)
     boxes = box_ops.decode(selection.rows[..., 1:], references, box_ops.ROI_WEIGHTS)
     boxes = jax.vmap(box_ops.clip_to_image)(boxes, image_sizes)
-    found = (selection.count > 0)[:, None, None]
-    return ReadRoIs(selection.rows, jnp.where(found, boxes, 0), selection.count)
+    found = (selection.distinct > 0)[:, None, None]
+    return ReadRoIs(selection.rows, jnp.where(found, boxes, 0), selection.distinct)
 
 
 def detect(
     config: ModelConfig,
     outputs: BoxOutputs,
     proposals: Proposals,
-    image_sizes: Array,
-    score_threshold: Array | float,
-    nms_threshold: Array | float,
-) -> tuple[Array, Array, Array, Array]:
+    image_sizes: Sizes,
+    score_threshold: Float[Array, ""] | float,
+    nms_threshold: Float[Array, ""] | float,
+) -> tuple[Float[Array, "B D 4"], Float[Array, "B D"], Int32[Array, "B D"], Bool[Array, "B D"]]:
     """Detections of the segmentation branch, with NMS within each lesion class.
 
     Args:
       config: `max_detections` is read.
       outputs: of the segmentation branch on all B * P proposals.
       proposals: those proposals.
-      image_sizes: [B, 2], pixels.
+      image_sizes: (height, width), pixels.
       score_threshold: softmax score that a detection must exceed.
       nms_threshold: IoU above which the lower-scored box is dropped.
 
     Returns:
-      boxes [B, D, 4], scores [B, D], labels [B, D] and valid [B, D] of `Predictions`.
+      `boxes`, `scores`, `labels` and `valid` of Predictions.
     """
     batch, count = proposals.valid.shape
     lesions = config.num_classes - 1
@@ -204,9 +210,12 @@ def detect(
 
 
 def predict_masks(
-    config: ModelConfig, variables: Any, features: Array, predictions: Predictions
-) -> Array:
-    """Mask probabilities of the detections' own classes, [B, D, 28, 28]; 0 in unused slots."""
+    config: ModelConfig,
+    variables: ssm.Variables,
+    features: Float[Array, "B h w C"],
+    predictions: Predictions,
+) -> Float32[Array, "B D 28 28"]:
+    """Mask probabilities of the detections' own classes; 0 in unused slots."""
     boxes, labels = (ssm.pad_to_chunks(x) for x in (predictions.boxes, predictions.labels))
 
     def add(probabilities, image, start):

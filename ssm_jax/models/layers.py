@@ -1,4 +1,4 @@
-"""Layers and initialisers that the networks share.
+"""Layers and initializers that the networks share.
 
 Layers with a `dtype` compute in it and return it, whatever their parameters and inputs are; None
 leaves the choice to these. Parameters are float32 and so are, by their promotion, the outputs of
@@ -12,7 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Bool, Float
 
 kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 kaiming_uniform_fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -30,7 +30,7 @@ def uniform_by_fan_in(fan_in: int) -> nn.initializers.Initializer:
 
 
 def conv(features: int, kernel: int, stride: int = 1, **kwargs) -> nn.Conv:
-    """A square convolution padded by kernel // 2 on every side: [B, H, W, C] -> [B, H', W', F]."""
+    """A square convolution padded by kernel // 2 on every side."""
     padding = kernel // 2
     return nn.Conv(features, (kernel, kernel), stride, ((padding, padding),) * 2, **kwargs)
 
@@ -54,8 +54,8 @@ class Conv3x3AsProducts(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[N, h, w, C] -> [N, h, w, features]."""
+    def __call__(self, x: Float[Array, "N h w C"]) -> Float[Array, "N h w {self.features}"]:
+        """The convolution."""
         count, height, width, channels = x.shape
         kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features))
         bias = self.param("bias", self.bias_init, (self.features,))
@@ -74,20 +74,20 @@ class Conv3x3AsProducts(nn.Module):
 
 
 def dense_by_fan_in(features: int, fan_in: int, **kwargs) -> nn.Dense:
-    """A linear layer with the reference's default initialisation."""
+    """A linear layer with the reference's default initialization."""
     init = uniform_by_fan_in(fan_in)
     return nn.Dense(features, kernel_init=init, bias_init=init, **kwargs)
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last.
+    """Batch normalization over all axes but the last.
 
     Running statistics move by `momentum` toward those of the batch; the running variance takes the
-    unbiased batch variance, while the batch itself is normalised by the biased one.
+    unbiased batch variance, while the batch itself is normalized by the biased one.
 
     Attributes:
       momentum: weight of the batch in the running statistics.
-      per_example: normalise each example by its own moments, whose means over the examples go into
+      per_example: normalize each example by its own moments, whose means over the examples go into
         the running statistics; examples then do not depend on what else is in the batch.
       epsilon: added to the variance.
     """
@@ -97,16 +97,21 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, example_mask: Array | None = None) -> Array:
-        """Normalises.
+    def __call__(
+        self,
+        x: Float[Array, "B H W C"],
+        train: bool,
+        example_mask: Bool[Array, "B"] | None = None,
+    ) -> Float[Array, "B H W C"]:
+        """Normalizes.
 
         Args:
-          x: [B, H, W, C] float; statistics and arithmetic are float32 where it is bfloat16.
+          x: activations; statistics and arithmetic are float32 where they are bfloat16.
           train: use (and update) the statistics of the batch, or the running ones.
-          example_mask: [B] bool, the examples that the batch statistics are taken over.
+          example_mask: the examples that the batch statistics are taken over; None: all.
 
         Returns:
-          [B, H, W, C], of the type of x.
+          The same activations normalized, of their own type.
         """
         dtype = x.dtype
         channels = x.shape[-1]
@@ -132,11 +137,17 @@ class BatchNorm(nn.Module):
         return x.astype(dtype)
 
 
-def _normalize_by_example(x, scale, bias, weight, epsilon):
-    """Normalises each example of [B, H, W, C] by its own moments.
+def _normalize_by_example(
+    x: Float[Array, "B H W C"],
+    scale: Float[Array, "C"],
+    bias: Float[Array, "C"],
+    weight: Float[Array, "B"],
+    epsilon: float,
+) -> tuple[Float[Array, "B H W C"], Float[Array, "C"], Float[Array, "C"]]:
+    """Normalizes each example by its own moments.
 
-    Returns:
-      [B, H, W, C]; mean and unbiased variance [C], averaged over the examples of weight 1.
+    Also returns the means of these moments, mean and unbiased variance, over the examples of
+    weight 1.
     """
 
     def one(example):
@@ -151,8 +162,8 @@ def _normalize_by_example(x, scale, bias, weight, epsilon):
     return normalized, shares @ means, shares @ unbiased
 
 
-def _channel_sum(x: Array) -> Array:
-    """[B, H, W, C] -> [C]: each row as a tree of sums of four, then the rows.
+def _channel_sum(x: Float[Array, "B H W C"]) -> Float[Array, "C"]:
+    """Sums over all axes but the last: each row as a tree of sums of four, then the rows.
 
     One running sum over a whole map loses several digits on a CPU, which Adam's first steps, all
     of one length, turn into a change of sign of small gradients; and a CPU adds up the quarters of
@@ -166,10 +177,16 @@ def _channel_sum(x: Array) -> Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _normalize_by_batch(x, scale, bias, weight, epsilon):
-    """Normalises [B, H, W, C] by the moments of the examples of weight 1 (weight [B], 0 or 1).
+def _normalize_by_batch(
+    x: Float[Array, "B H W C"],
+    scale: Float[Array, "C"],
+    bias: Float[Array, "C"],
+    weight: Float[Array, "B"],
+    epsilon: float,
+) -> tuple[Float[Array, "B H W C"], tuple[Float[Array, "C"], Float[Array, "C"], Float[Array, ""]]]:
+    """Normalizes by the moments of the examples of weight 1, leaving out those of weight 0.
 
-    The second result, (mean [C], biased variance [C], number of values), carries no gradient.
+    The second result, (mean, biased variance, number of values), carries no gradient.
     """
     return _normalize_forward(x, scale, bias, weight, epsilon)[0]
 
@@ -201,8 +218,10 @@ def _normalize_backward(epsilon, residuals, cotangents):
 _normalize_by_batch.defvjp(_normalize_forward, _normalize_backward)
 
 
-def max_pool_3x3_stride_2(x: Array) -> Array:
-    """3x3 max-pooling with stride 2, padded by one: [B, H, W, C] -> [B, ceil(H/2), ceil(W/2), C].
+def max_pool_3x3_stride_2(
+    x: Float[Array, "B H W C"],
+) -> Float[Array, "B (H+1)//2 (W+1)//2 C"]:
+    """3x3 max-pooling with stride 2, padded by one.
 
     Written as maxima of strided slices, rows then columns: the gradient of a window reduction is a
     scatter, which costs more than a convolution on a CPU.

@@ -3,7 +3,7 @@
 from typing import Any
 
 import flax.linen as nn
-from jax import Array
+from jaxtyping import Array, Float
 
 from ssm_jax.models import layers
 
@@ -22,15 +22,8 @@ class ModuleS(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, rows: Array) -> Array:
-        """Classifies slices.
-
-        Args:
-          rows: [B, R, 5] float, ranked (score, tx, ty, tw, th).
-
-        Returns:
-          [B, image_classes] float logits.
-        """
+    def __call__(self, rows: Float[Array, "B R 5"]) -> Float[Array, "B {self.image_classes}"]:
+        """Class logits of slices from ranked rows (score, tx, ty, tw, th)."""
 
         def dense(x, features, name, dtype=None):
             bias_init = layers.uniform_by_fan_in(x.shape[-1])

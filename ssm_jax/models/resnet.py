@@ -3,7 +3,7 @@
 from typing import Any
 
 import flax.linen as nn
-from jax import Array
+from jaxtyping import Array, Bool, Float
 
 from ssm_jax.models import layers
 
@@ -29,8 +29,10 @@ class BasicBlock(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, example_mask: Array | None) -> Array:
-        """[B, H, W, C] -> [B, H / stride, W / stride, channels]."""
+    def __call__(
+        self, x: Float[Array, "B H W C"], train: bool, example_mask: Bool[Array, "B"] | None
+    ) -> Float[Array, "B H//{self.stride} W//{self.stride} {self.channels}"]:
+        """The block; see `ResNet` for the arguments."""
 
         def norm(x, name):
             layer = layers.BatchNorm(self.bn_momentum, self.bn_per_example, name=name)
@@ -74,16 +76,21 @@ class ResNet(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool, example_mask: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Float[Array, "B H W 3"],
+        train: bool,
+        example_mask: Bool[Array, "B"] | None = None,
+    ) -> Float[Array, "B h w C"]:
         """Computes the feature map of the last stage.
 
         Args:
-          x: [B, H, W, 3] float, normalised; H and W multiples of 32.
+          x: normalized slices; H and W multiples of 32.
           train: BN uses and updates batch statistics.
-          example_mask: [B] bool, examples that the BN statistics are taken over.
+          example_mask: examples that the BN statistics are taken over; None: all.
 
         Returns:
-          [B, H / stride, W / stride, C] float.
+          The map, of H / stride x W / stride cells.
         """
         init = layers.kaiming_normal_fan_out
         x = layers.conv(64, 7, 2, use_bias=False, kernel_init=init, dtype=self.dtype, name="conv1")(

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Float
 
 from ssm_jax.models import fpn, layers
 
@@ -14,10 +14,10 @@ WIDTH = 128
 
 
 class BoxOutputs(NamedTuple):
-    """`logits` [N, K] class scores before softmax, `deltas` [N, K, 4] encoded boxes, by class."""
+    """Class scores before softmax, and an encoded box for every class."""
 
-    logits: Array
-    deltas: Array
+    logits: Float[Array, "N K"]
+    deltas: Float[Array, "N K 4"]
 
 
 class BoxBranch(nn.Module):
@@ -34,8 +34,8 @@ class BoxBranch(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, roi_features: Array) -> BoxOutputs:
-        """[N, 7, 7, 256] float -> BoxOutputs of N boxes."""
+    def __call__(self, roi_features: Float[Array, "N 7 7 256"]) -> BoxOutputs:
+        """Classes and boxes of N RoIs."""
         x = roi_features.reshape(roi_features.shape[0], -1)
         x = nn.relu(layers.dense_by_fan_in(WIDTH, x.shape[-1], dtype=self.dtype, name="fc6")(x))
         x = nn.relu(layers.dense_by_fan_in(WIDTH, WIDTH, dtype=self.dtype, name="fc7")(x))
@@ -58,10 +58,10 @@ class Upsample2x(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[N, h, w, C] -> [N, 2h, 2w, channels]."""
+    def __call__(self, x: Float[Array, "N h w C"]) -> Float[Array, "N 2*h 2*w {self.channels}"]:
+        """Doubles both sides."""
         count, height, width, in_channels = x.shape
-        # Initialised as the reference does: the fan-out of its [in, out, 2, 2] weight is 4 * in.
+        # Initialized as the reference does: the fan-out of its [in, out, 2, 2] weight is 4 * in.
         init = nn.initializers.normal((2 / (4 * in_channels)) ** 0.5)
         kernel = self.param("kernel", init, (2, 2, in_channels, self.channels))
         bias_init = layers.uniform_by_fan_in(4 * self.channels)
@@ -83,8 +83,10 @@ class MaskHead(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, roi_features: Array) -> Array:
-        """[N, 14, 14, 256] float -> mask logits [N, 28, 28, K]."""
+    def __call__(
+        self, roi_features: Float[Array, "N 14 14 256"]
+    ) -> Float[Array, "N 28 28 {self.num_classes}"]:
+        """Mask logits of N RoIs, one mask for every class."""
         init = layers.kaiming_normal_fan_out
         bias_init = layers.uniform_by_fan_in(9 * fpn.CHANNELS)
         conv = layers.Conv3x3AsProducts(WIDTH, init, bias_init, self.dtype, name="conv")

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
 
 from ssm_jax.config import ModelConfig
 from ssm_jax.models import fpn, layers
@@ -14,11 +14,11 @@ from ssm_jax.ops.nms import nms
 
 
 class Proposals(NamedTuple):
-    """`boxes` [B, P, 4] pixels, `logits` [B, P], `valid` [B, P] bool; by decreasing logit."""
+    """Boxes that may hold a lesion, in pixels, by decreasing logit; those not valid fill up."""
 
-    boxes: Array
-    logits: Array
-    valid: Array
+    boxes: Float[Array, "*B P 4"]
+    logits: Float[Array, "*B P"]
+    valid: Bool[Array, "*B P"]
 
 
 class RPNHead(nn.Module):
@@ -33,16 +33,12 @@ class RPNHead(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, features: Array) -> tuple[Array, Array]:
-        """Scores and refines all anchors.
-
-        Args:
-          features: [B, h, w, 256] float.
-
-        Returns:
-          objectness logits [B, h * w * A] and deltas [B, h * w * A, 4], in the order of
-          `ops.anchors.grid_anchors`.
-        """
+    def __call__(
+        self, features: Float[Array, "B h w 256"]
+    ) -> tuple[
+        Float[Array, "B h*w*{self.num_anchors}"], Float[Array, "B h*w*{self.num_anchors} 4"]
+    ]:
+        """Objectness logits and deltas of all anchors, in the order of `anchors.grid_anchors`."""
         init = layers.normal_001
         batch = features.shape[0]
         conv = layers.conv(fpn.CHANNELS, 3, kernel_init=init, dtype=self.dtype, name="conv")
@@ -53,7 +49,11 @@ class RPNHead(nn.Module):
 
 
 def propose(
-    config: ModelConfig, objectness: Array, deltas: Array, anchors: Array, image_sizes: Array
+    config: ModelConfig,
+    objectness: Float[Array, "B N"],
+    deltas: Float[Array, "B N 4"],
+    anchors: Float[Array, "N 4"],
+    image_sizes: Int32[Array, "B 2"],
 ) -> Proposals:
     """Proposals: the top anchors by logit, decoded, clipped, and thinned by NMS.
 
@@ -61,13 +61,13 @@ def propose(
 
     Args:
       config: `rpn_pre_nms`, `rpn_post_nms` and `rpn_nms_threshold` are read.
-      objectness: [B, N] float logits.
-      deltas: [B, N, 4] float.
-      anchors: [N, 4] float, pixels.
-      image_sizes: [B, 2], (height, width) in pixels without padding.
+      objectness: logits of the anchors.
+      deltas: of the anchors.
+      anchors: pixels.
+      image_sizes: (height, width) without padding, pixels.
 
     Returns:
-      Proposals with P = rpn_post_nms.
+      `rpn_post_nms` proposals for every image.
     """
     before = min(config.rpn_pre_nms, anchors.shape[0])
 
@@ -78,5 +78,4 @@ def propose(
         kept, valid = nms(boxes, logits, config.rpn_nms_threshold, config.rpn_post_nms)
         return Proposals(boxes[kept], logits[kept], valid)
 
-    anchors = jnp.asarray(anchors)
     return jax.vmap(one)(lax.stop_gradient(objectness), lax.stop_gradient(deltas), image_sizes)

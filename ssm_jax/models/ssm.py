@@ -8,7 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Key, PRNGKeyArray, Shaped, UInt8
 
 from ssm_jax import sharding
 from ssm_jax.config import ModelConfig
@@ -22,7 +23,7 @@ from ssm_jax.ops import boxes as box_ops
 from ssm_jax.ops import roi_batch
 from ssm_jax.ops.anchors import cell_anchors, grid_anchors
 from ssm_jax.ops.images import normalize
-from ssm_jax.ops.roi_align import map_rois, roi_align_batch
+from ssm_jax.ops.roi_chunks import map_rois, roi_align_batch
 
 MASK_CHUNK = 8  # RoIs that the mask head reads at a time
 LESION = 1  # the class whose scores and deltas module S reads (of two: ground glass)
@@ -44,7 +45,7 @@ class SingleShotModel(nn.Module):
     def setup(self):
         """Creates the stages; parameter names follow from the attribute names."""
         config = self.config
-        # Of float32 the parameters decide.
+        # None: layers compute in float32, the type of their parameters.
         dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
         per_example = config.bn_statistics == "example"
         backbone = (config.backbone, config.blocks, config.bn_momentum, per_example)
@@ -58,8 +59,8 @@ class SingleShotModel(nn.Module):
         if config.image_classes:
             self.module_s = ModuleS(config.image_classes, dtype)
 
-    def __call__(self, images: Array) -> Array:
-        """Touches every parameter once, for initialisation; returns class logits of no meaning."""
+    def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B K"]:
+        """Touches every parameter once, for initialization; returns class logits of no meaning."""
         sizes = jnp.full((images.shape[0], 2), images.shape[1], jnp.int32)
         features = self.extract(images, sizes, train=False)
         self.score_anchors(features)
@@ -69,44 +70,45 @@ class SingleShotModel(nn.Module):
         return self.read_class(jnp.zeros((images.shape[0], self.config.selection_size, 5)))
 
     def extract(
-        self, images: Array, image_sizes: Array, train: bool, example_mask: Array | None = None
-    ) -> Array:
-        """Slices [B, H, W, C] (see `ops.images.normalize`) -> features [B, h, w, 256]."""
+        self,
+        images: UInt8[Array, "B H W C"] | Float[Array, "B H W C"],
+        image_sizes: Int32[Array, "B 2"],
+        train: bool,
+        example_mask: Bool[Array, "B"] | None = None,
+    ) -> Float[Array, "B h w 256"]:
+        """Features of slices; see `ops.images.normalize` and `ResNet` for the arguments."""
         return self.fpn(self.backbone(normalize(images, image_sizes), train, example_mask))
 
-    def score_anchors(self, features: Array) -> tuple[Array, Array]:
-        """Features [B, h, w, 256] -> objectness [B, N] and deltas [B, N, 4] of all anchors."""
+    def score_anchors(
+        self, features: Float[Array, "B h w 256"]
+    ) -> tuple[Float[Array, "B N"], Float[Array, "B N 4"]]:
+        """Objectness and deltas of all anchors."""
         return self.rpn(features)
 
-    def segment_boxes(self, roi_features: Array) -> BoxOutputs:
-        """RoI features [N, 7, 7, 256] -> outputs of the segmentation branch."""
+    def segment_boxes(self, roi_features: Float[Array, "N 7 7 256"]) -> BoxOutputs:
+        """Outputs of the segmentation branch."""
         return self.segmentation_branch(roi_features)
 
-    def classify_boxes(self, roi_features: Array) -> BoxOutputs:
-        """RoI features [N, 7, 7, 256] -> outputs of the branch that module S reads."""
+    def classify_boxes(self, roi_features: Float[Array, "N 7 7 256"]) -> BoxOutputs:
+        """Outputs of the branch that module S reads."""
         branch = self.classification_branch if self.config.branches == 2 else None
         return (branch or self.segmentation_branch)(roi_features)
 
-    def predict_masks(self, roi_features: Array) -> Array:
-        """RoI features [N, 14, 14, 256] -> mask logits [N, 28, 28, K]."""
+    def predict_masks(self, roi_features: Float[Array, "N 14 14 256"]) -> Float[Array, "N 28 28 K"]:
+        """Mask logits of every class."""
         return self.mask_head(roi_features)
 
-    def read_class(self, rows: Array) -> Array:
-        """RoI batches [B, R, 5] -> class logits [B, image_classes]; none without module S."""
+    def read_class(self, rows: Float[Array, "B R 5"]) -> Float[Array, "B K"]:
+        """Class logits from RoI batches; of no class (K = 0) without module S."""
         if not self.config.image_classes:
             return jnp.zeros((rows.shape[0], 0))
         return self.module_s(rows)
 
 
-def init_variables(config: ModelConfig, key: Array) -> dict[str, Any]:
+def init_variables(config: ModelConfig, key: PRNGKeyArray) -> dict[str, Any]:
     """Random parameters and fresh batch statistics: {"params": ..., "batch_stats": ...}.
 
-    Args:
-      config: the model.
-      key: PRNG key.
-
-    Returns:
-      Nested dicts of float32 arrays (and the int32 update count of each BN layer).
+    Both are nested dicts of float32 arrays (and of the int32 update count of each BN layer).
     """
     variables = jax.jit(SingleShotModel(config).init)(key, jnp.zeros((1, 64, 64, 1)))
     return {name: variables[name] for name in ("params", "batch_stats")}
@@ -118,23 +120,30 @@ def stage(config: ModelConfig, variables: Variables, method: str, *args, **kwarg
 
 
 @functools.lru_cache
-def anchors_for(config: ModelConfig, feature_size: tuple[int, int]) -> np.ndarray:
-    """All anchors of a feature map of this (height, width): [h * w * A, 4] float32, pixels."""
+def anchors_for(config: ModelConfig, feature_size: tuple[int, int]) -> Float32[np.ndarray, "N 4"]:
+    """All anchors of a feature map of this (height, width), pixels."""
     cell = cell_anchors(config.anchor_sizes, config.anchor_ratios)
     return grid_anchors(cell, feature_size, config.stride)
 
 
 def proposals_from(
-    config: ModelConfig, variables: Variables, features: Array, image_sizes: Array
+    config: ModelConfig,
+    variables: Variables,
+    features: Float[Array, "B h w 256"],
+    image_sizes: Int32[Array, "B 2"],
 ) -> Proposals:
-    """RPN head and proposals, without gradient: features [B, h, w, 256] -> Proposals."""
+    """Proposals from features by the RPN head, without gradient."""
     objectness, deltas = stage(config, variables, "score_anchors", features)
-    anchors = anchors_for(config, features.shape[1:3])
+    anchors = jnp.asarray(anchors_for(config, features.shape[1:3]))
     return propose(config, objectness, deltas, anchors, image_sizes)
 
 
 def propose(
-    config: ModelConfig, objectness: Array, deltas: Array, anchors: Array, image_sizes: Array
+    config: ModelConfig,
+    objectness: Float[Array, "B N"],
+    deltas: Float[Array, "B N 4"],
+    anchors: Float[Array, "N 4"],
+    image_sizes: Int32[Array, "B 2"],
 ) -> Proposals:
     """`rpn.propose`, by every device for its images."""
 
@@ -145,8 +154,10 @@ def propose(
     return sharding.per_device(of_images, specs)(anchors, objectness, deltas, image_sizes)
 
 
-def align(config: ModelConfig, features: Array, boxes: Array, bins: int) -> Array:
-    """RoIAlign of every image: [B, h, w, C] and [B, N, 4] -> [B * N, bins, bins, C]."""
+def align(
+    config: ModelConfig, features: Float[Array, "B h w C"], boxes: Float[Array, "B N 4"], bins: int
+) -> Float[Array, "B*N {bins} {bins} C"]:
+    """RoIAlign of every image, by every device for its images."""
 
     def of_images(features, boxes):
         return roi_align_batch(features, boxes, bins, 1 / config.stride)
@@ -157,23 +168,23 @@ def align(config: ModelConfig, features: Array, boxes: Array, bins: int) -> Arra
 def read_boxes(
     config: ModelConfig,
     variables: Variables,
-    features: Array,
-    boxes: Array,
+    features: Float[Array, "B h w C"],
+    boxes: Float[Array, "B N 4"],
     branches: tuple[str, ...] = ("classify_boxes", "segment_boxes"),
 ) -> tuple[BoxOutputs, ...]:
     """RoIAlign and box branches of all boxes, for use without gradient.
 
-    The RoI features of a few boxes at a time are read by the branches at once and never all kept.
+    The branches read the RoI features of a few boxes at a time, which are never all kept.
 
     Args:
       config: the model.
       variables: of the model.
-      features: [B, h, w, C] float.
-      boxes: [B, N, 4] float, pixels.
+      features: of each image.
+      boxes: pixels.
       branches: names of the stages that read the RoI features.
 
     Returns:
-      The BoxOutputs of each branch, [B * N, ...].
+      The BoxOutputs of each branch, of B * N boxes.
     """
 
     def of_images(variables, features, boxes):
@@ -187,16 +198,20 @@ def read_boxes(
 
 
 def select_rois(
-    config: ModelConfig, outputs: BoxOutputs, proposals: Proposals, image_sizes: Array, keys: Array
+    config: ModelConfig,
+    outputs: BoxOutputs,
+    proposals: Proposals,
+    image_sizes: Int32[Array, "B 2"],
+    keys: Key[Array, "B"],
 ) -> roi_batch.RoIBatch:
     """RoIBatchSelection of every image.
 
     Args:
       config: `selection_size` and `selection_nms_threshold` are read.
-      outputs: of the classification branch on all proposals, [B * P, ...].
-      proposals: the B * P proposals.
-      image_sizes: [B, 2], pixels.
-      keys: [B] PRNG keys of the stretching.
+      outputs: of the classification branch on all B * P proposals.
+      proposals: those proposals.
+      image_sizes: (height, width), pixels.
+      keys: of the stretching, one an image.
 
     Returns:
       RoIBatch with a leading axis B.
@@ -215,14 +230,16 @@ def select_rois(
     return sharding.per_device(jax.vmap(one))(keys, *arrays)
 
 
-def for_masks_in_use(counts: Array, body: Callable[[Any, Array, Array], Any], init: Any) -> Any:
+def for_masks_in_use(
+    counts: Int[Array, "B"], body: Callable[[Any, Array, Array], Any], init: Any
+) -> Any:
     """A loop over the RoIs that have a mask, MASK_CHUNK of one image at a time.
 
     The first RoIs of each image are those in use, and only they are visited, so that few of them
     cost little. Under `vmap` all images would go as long as the longest. It has no gradient.
 
     Args:
-      counts: [B] int32, RoIs in use of each image.
+      counts: RoIs in use of each image.
       body: (state, image index, first RoI of the chunk) -> state.
       init: the first state, a pytree of arrays.
 
@@ -240,13 +257,15 @@ def for_masks_in_use(counts: Array, body: Callable[[Any, Array, Array], Any], in
     return lax.fori_loop(0, ends[-1], step, init)
 
 
-def pad_to_chunks(array: Array) -> Array:
-    """[B, N, ...] -> the same with N padded by zeros to a multiple of MASK_CHUNK."""
+def pad_to_chunks(array: Shaped[Array, "B N *n"]) -> Shaped[Array, "B M *n"]:
+    """The entries of every image, padded by zeros to a multiple of MASK_CHUNK."""
     return jnp.pad(
         array, ((0, 0), (0, -array.shape[1] % MASK_CHUNK), *((0, 0),) * (array.ndim - 2))
     )
 
 
-def chunk_of(array: Array, image: Array, start: Array) -> Array:
-    """Entries [MASK_CHUNK, ...] of one image of an array [B, N, ...]."""
+def chunk_of(
+    array: Shaped[Array, "B N *n"], image: Int32[Array, ""], start: Int32[Array, ""]
+) -> Shaped[Array, "chunk *n"]:
+    """MASK_CHUNK entries of one image, from `start` on."""
     return lax.dynamic_slice_in_dim(array[image], start, MASK_CHUNK)

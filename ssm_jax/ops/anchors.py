@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float32
 
 
-def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> np.ndarray:
+def cell_anchors(
+    sizes: Sequence[float], aspect_ratios: Sequence[float]
+) -> Float32[np.ndarray, "A 4"]:
     """Anchors of one cell, centered on the origin.
 
     For ratio r (height / width) and size s: height s * sqrt(r), width s / sqrt(r); coordinates are
@@ -16,7 +19,7 @@ def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> np.n
       aspect_ratios: height / width; the outer index.
 
     Returns:
-      [len(aspect_ratios) * len(sizes), 4] float32, pixels.
+      One anchor for each ratio and size, pixels.
     """
     ratios = np.asarray(aspect_ratios, np.float32)[:, None]
     scales = np.asarray(sizes, np.float32)[None, :]
@@ -27,16 +30,18 @@ def cell_anchors(sizes: Sequence[float], aspect_ratios: Sequence[float]) -> np.n
     return np.round(corners).astype(np.float32)
 
 
-def grid_anchors(cell: np.ndarray, feature_size: tuple[int, int], stride: int) -> np.ndarray:
+def grid_anchors(
+    cell: Float32[np.ndarray, "A 4"], feature_size: tuple[int, int], stride: int
+) -> Float32[np.ndarray, "N 4"]:
     """Anchors of a whole feature map: `cell` moved to (x * stride, y * stride), no half cell.
 
     Args:
-      cell: [A, 4] float, from `cell_anchors`.
+      cell: from `cell_anchors`.
       feature_size: (height, width) of the feature map, cells.
       stride: pixels per cell.
 
     Returns:
-      [height * width * A, 4] float32, pixels, in the order rows, columns, anchors.
+      height * width * A anchors, pixels, in the order rows, columns, anchors of a cell.
     """
     y, x = np.meshgrid(*(np.arange(n) * stride for n in feature_size), indexing="ij")
     shifts = np.stack([x, y, x, y], axis=-1).reshape(-1, 1, 4)  # [height * width, 1, 4]

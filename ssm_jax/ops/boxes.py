@@ -6,36 +6,25 @@ Boxes are (x1, y1, x2, y2) in pixels everywhere in this project; width is x2 - x
 import math
 
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Float, Real
 
 # Upper bound of the decoded log-sizes: no box grows more than 62.5-fold over its reference.
 MAX_LOG_RATIO = math.log(1000.0 / 16)
 
-RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
-ROI_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+Weights = tuple[float, float, float, float]
+RPN_WEIGHTS: Weights = (1.0, 1.0, 1.0, 1.0)
+ROI_WEIGHTS: Weights = (10.0, 10.0, 5.0, 5.0)
 
 
-def area(boxes: Array) -> Array:
-    """Areas of boxes.
-
-    Args:
-      boxes: [..., 4] float, pixels.
-
-    Returns:
-      [...] float, square pixels.
-    """
+def area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
+    """Areas of boxes, square pixels."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def pairwise_iou(a: Array, b: Array) -> Array:
-    """Intersection over union of every box of `a` with every box of `b`.
+def pairwise_iou(a: Float[Array, "N 4"], b: Float[Array, "M 4"]) -> Float[Array, "N M"]:
+    """Intersection over union of every box of `a` with every box of `b`, in [0, 1].
 
-    Args:
-      a: [N, 4] float, pixels.
-      b: [M, 4] float, pixels.
-
-    Returns:
-      [N, M] float in [0, 1]; 0 where the union is empty, so that a zero-area box matches nothing.
+    It is 0 where the union is empty, so that a zero-area box matches nothing.
     """
     width = jnp.minimum(a[:, None, 2], b[None, :, 2]) - jnp.maximum(a[:, None, 0], b[None, :, 0])
     height = jnp.minimum(a[:, None, 3], b[None, :, 3]) - jnp.maximum(a[:, None, 1], b[None, :, 1])
@@ -44,39 +33,40 @@ def pairwise_iou(a: Array, b: Array) -> Array:
     return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)
 
 
-def clip_to_image(boxes: Array, image_size: Array) -> Array:
-    """Moves every corner into the image.
+def clip_to_image(
+    boxes: Float[Array, "*n 4"], image_size: Real[Array, "2"]
+) -> Float[Array, "*n 4"]:
+    """Moves every corner into the image: x into [0, width], y into [0, height].
 
     Args:
-      boxes: [..., 4] float, pixels.
-      image_size: [2], (height, width) in pixels.
-
-    Returns:
-      [..., 4] float, x in [0, width], y in [0, height].
+      boxes: pixels.
+      image_size: (height, width), pixels.
     """
     height, width = image_size[0], image_size[1]
     return jnp.clip(boxes, 0, jnp.stack([width, height, width, height]).astype(boxes.dtype))
 
 
-def _centers_and_sizes(boxes: Array) -> tuple[Array, Array, Array, Array]:
+def _centers_and_sizes(boxes: Float[Array, "*n 4"]) -> tuple[Float[Array, "*n"], ...]:
     width = boxes[..., 2] - boxes[..., 0]
     height = boxes[..., 3] - boxes[..., 1]
     return boxes[..., 0] + 0.5 * width, boxes[..., 1] + 0.5 * height, width, height
 
 
-def encode(boxes: Array, references: Array, weights: tuple[float, ...]) -> Array:
+def encode(
+    boxes: Float[Array, "*n 4"], references: Float[Array, "*n 4"], weights: Weights
+) -> Float[Array, "*n 4"]:
     """Regression targets that move `references` onto `boxes` (Faster R-CNN parametrization).
 
     Sizes that are not positive are taken as 1 pixel: such pairs are never regressed to, and this
     keeps both the value and its gradient finite.
 
     Args:
-      boxes: [..., 4] float, pixels: where to go.
-      references: [..., 4] float, pixels: anchors or proposals.
+      boxes: where to go, pixels.
+      references: anchors or proposals, pixels.
       weights: factors of (dx, dy, dw, dh).
 
     Returns:
-      [..., 4] float deltas (dx, dy, dw, dh).
+      Deltas (dx, dy, dw, dh).
     """
     x, y, width, height = _centers_and_sizes(boxes)
     ref_x, ref_y, ref_width, ref_height = _centers_and_sizes(references)
@@ -95,16 +85,18 @@ def encode(boxes: Array, references: Array, weights: tuple[float, ...]) -> Array
     return deltas * jnp.asarray(weights, deltas.dtype)
 
 
-def decode(deltas: Array, references: Array, weights: tuple[float, ...]) -> Array:
+def decode(
+    deltas: Float[Array, "*n 4"], references: Float[Array, "*#n 4"], weights: Weights
+) -> Float[Array, "*n 4"]:
     """Inverse of `encode`, with dw and dh clipped above at log(1000 / 16).
 
     Args:
-      deltas: [..., 4] float, (dx, dy, dw, dh).
-      references: [..., 4] float, pixels: anchors or proposals.
+      deltas: (dx, dy, dw, dh).
+      references: anchors or proposals, pixels.
       weights: factors of (dx, dy, dw, dh).
 
     Returns:
-      [..., 4] float boxes, pixels, not clipped to the image.
+      Boxes, pixels, not clipped to the image.
     """
     x, y, width, height = _centers_and_sizes(references)
     dx, dy, dw, dh = jnp.moveaxis(deltas / jnp.asarray(weights, deltas.dtype), -1, 0)

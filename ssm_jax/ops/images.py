@@ -1,22 +1,21 @@
 """Pixel values as the network reads them."""
 
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Float, Float32, Int32, UInt8
 
-# ImageNet statistics, which the reference normalises with whatever the backbone starts from.
+# ImageNet statistics: the reference normalizes with them whatever the backbone starts from.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-def normalize(images: Array, image_sizes: Array) -> Array:
-    """Brings slices to three normalised channels, zero in the padding.
+def normalize(
+    images: UInt8[Array, "B H W C"] | Float[Array, "B H W C"], image_sizes: Int32[Array, "B 2"]
+) -> Float32[Array, "B H W 3"]:
+    """Brings slices to three normalized channels, zero in the padding.
 
     Args:
-      images: [B, H, W, C], C = 1 (repeated to three channels) or 3; uint8, or float in [0, 1].
-      image_sizes: [B, 2], (height, width) of the slices without padding, pixels.
-
-    Returns:
-      [B, H, W, 3] float32.
+      images: of one channel (repeated to three) or of three; uint8, or float in [0, 1].
+      image_sizes: (height, width) of the slices without padding, pixels.
     """
     if jnp.issubdtype(images.dtype, jnp.integer):
         images = images.astype(jnp.float32) / 255

@@ -1,32 +1,39 @@
 """Masks: training targets cut from a label map, and predictions pasted back into the slice."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
-from pycocotools import mask as coco_mask
+from jax import lax
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer
 
+from ssm_jax.ops import rle
 from ssm_jax.ops.roi_align import bin_weights
 
 MASK_SIZE = 28
 
 
 def mask_targets(
-    instances: Array, boxes: Array, instance_ids: Array, valid: Array, size: int = MASK_SIZE
-) -> Array:
+    instances: Integer[Array, "H W"],
+    boxes: Float[Array, "N 4"],
+    instance_ids: Int32[Array, "N"],
+    valid: Bool[Array, "N"],
+    size: int = MASK_SIZE,
+) -> Float32[Array, "N {size} {size}"]:
     """Each RoI's share of its object: RoIAlign of the object's binary mask at scale 1.
 
     The number of sample points is adaptive, ceil(RoI height / size) x ceil(RoI width / size) a
     bin. Work grows with the last valid row, so put the valid ones first. No gradient.
 
     Args:
-      instances: [H, W] integer label map; 0 background, k the k-th object.
-      boxes: [N, 4] float, pixels.
-      instance_ids: [N] int32, the object of each RoI (from 1).
-      valid: [N] bool.
+      instances: label map; 0 is background, k the k-th object.
+      boxes: pixels.
+      instance_ids: the object of each RoI, from 1.
+      valid: RoIs in use.
       size: bins per side.
 
     Returns:
-      [N, size, size] float32 in [0, 1]; 0 where not valid.
+      Shares in [0, 1]; 0 where not valid.
     """
     height, width = instances.shape
     count = boxes.shape[0]
@@ -51,59 +58,56 @@ def mask_targets(
     return lax.fori_loop(0, used, target, jnp.zeros((count, size, size), jnp.float32))
 
 
-def paste_mask(probabilities: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Draws one predicted mask into an empty slice (host, NumPy).
+def encode_masks(
+    probabilities: Float32[np.ndarray, "n bins bins"],
+    boxes: Float32[np.ndarray, "n 4"],
+    height: int,
+    width: int,
+) -> list[dict[str, Any]]:
+    """Pastes predicted masks into slices and encodes the lesion, where they exceed 0.5.
+
+    Args:
+      probabilities: in [0, 1].
+      boxes: pixels of the slice.
+      height: of the slice, pixels.
+      width: of the slice, pixels.
+
+    Returns:
+      The run lengths of each mask; see `rle.encode`.
+    """
+    encoded = []
+    canvas = np.zeros((height, width), bool, order="F")  # the order that run lengths follow
+    for mask, box in zip(probabilities, boxes, strict=True):
+        place, resized = paste(mask, box, height, width)
+        canvas[place] = resized > 0.5
+        encoded.append(rle.encode(canvas))
+        canvas[place] = False
+    return encoded
+
+
+def paste(
+    probabilities: Float32[np.ndarray, "bins bins"],
+    box: Float32[np.ndarray, "4"],
+    height: int,
+    width: int,
+) -> tuple[tuple[slice, slice], Float32[np.ndarray, "h w"]]:
+    """Resizes a predicted mask to its box.
 
     The mask is padded by one bin, the box grown to match about its center and truncated to whole
     pixels, and the mask resized to it bilinearly (half-pixel centers).
 
     Args:
-      probabilities: [M, M] float in [0, 1].
-      box: [4] float, pixels of the slice.
+      probabilities: in [0, 1].
+      box: pixels of the slice.
       height: of the slice, pixels.
       width: of the slice, pixels.
 
     Returns:
-      [height, width] float32 probabilities, 0 outside the box.
+      The rows and columns of the slice that the grown box covers, and the probabilities there.
     """
-    canvas = np.zeros((height, width), np.float32)
-    place, resized = _resized_to_box(probabilities, box, height, width)
-    canvas[place] = resized
-    return canvas
-
-
-def encode_masks(
-    probabilities: np.ndarray, boxes: np.ndarray, height: int, width: int
-) -> list[dict]:
-    """Pastes predicted masks and encodes "lesion where > 0.5" as COCO run lengths.
-
-    Args:
-      probabilities: [n, M, M] float in [0, 1].
-      boxes: [n, 4] float, pixels of the slice.
-      height: of the slice, pixels.
-      width: of the slice, pixels.
-
-    Returns:
-      n dicts {"size": [height, width], "counts": str}.
-    """
-    encoded = []
-    canvas = np.zeros((height, width), np.uint8, order="F")  # as pycocotools reads it
-    for mask, box in zip(np.asarray(probabilities), np.asarray(boxes), strict=True):
-        place, resized = _resized_to_box(mask, box, height, width)
-        canvas[place] = resized > 0.5
-        rle = coco_mask.encode(canvas)
-        canvas[place] = 0
-        encoded.append({"size": [height, width], "counts": rle["counts"].decode("ascii")})
-    return encoded
-
-
-def _resized_to_box(
-    probabilities: np.ndarray, box: np.ndarray, height: int, width: int
-) -> tuple[tuple[slice, slice], np.ndarray]:
-    """Where a mask goes in a slice (rows, columns), and its probabilities there."""
     bins = probabilities.shape[0]
     left, top, right, bottom = _grown_corners(box, (bins + 2) / bins)
-    padded = np.pad(probabilities.astype(np.float32), 1)
+    padded = np.pad(probabilities, 1)
     y = np.arange(max(top, 0), min(bottom + 1, height))
     x = np.arange(max(left, 0), min(right + 1, width))
     if not (y.size and x.size):
@@ -113,23 +117,18 @@ def _resized_to_box(
     return (slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)), rows @ padded @ columns.T
 
 
-def _grown_corners(box: np.ndarray, factor: float) -> list[int]:
-    """Corners of the box grown about its center, in float32, truncated toward zero."""
-    left, top, right, bottom = np.asarray(box, np.float32)
-    half, factor = np.float32(0.5), np.float32(factor)
-    center_x, center_y = (right + left) * half, (bottom + top) * half
-    half_width, half_height = (right - left) * half * factor, (bottom - top) * half * factor
-    corners = (
-        center_x - half_width,
-        center_y - half_height,
-        center_x + half_width,
-        center_y + half_height,
-    )
-    return [int(c) for c in corners]
+def _grown_corners(box: Float32[np.ndarray, "4"], factor: float) -> list[int]:
+    """Corners of the box grown about its center, truncated toward zero."""
+    half = np.float32(0.5)
+    center = (box[2:] + box[:2]) * half
+    half_size = (box[2:] - box[:2]) * half * np.float32(factor)
+    return np.concatenate([center - half_size, center + half_size]).astype(int).tolist()
 
 
-def _resize_weights(pixels: np.ndarray, length: int, bins: int) -> np.ndarray:
-    """Bilinear weights [len(pixels), bins] of an axis of `bins` resized to `length` pixels."""
+def _resize_weights(
+    pixels: Int[np.ndarray, "n"], length: int, bins: int
+) -> Float32[np.ndarray, "n {bins}"]:
+    """Bilinear weights of an axis of `bins` at some pixels of its `length` when it is resized."""
     position = (pixels.astype(np.float32) + np.float32(0.5)) * np.float32(bins / length) - 0.5
     position = np.clip(position, 0, bins - 1)
     return np.maximum(1 - np.abs(position[:, None] - np.arange(bins, dtype=np.float32)), 0)

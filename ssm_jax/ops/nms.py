@@ -2,7 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
 
 from ssm_jax.ops import boxes as box_ops
 
@@ -12,12 +13,12 @@ BLOCK = 128
 
 
 def nms(
-    boxes: Array,
-    scores: Array,
-    iou_threshold: Array | float,
+    boxes: Float[Array, "N 4"],
+    scores: Float[Array, "N"],
+    iou_threshold: Float[Array, ""] | float,
     max_outputs: int,
-    valid: Array | None = None,
-) -> tuple[Array, Array]:
+    valid: Bool[Array, "N"] | None = None,
+) -> tuple[Int32[Array, "{max_outputs}"], Bool[Array, "{max_outputs}"]]:
     """Greedy NMS: boxes by decreasing score, each kept unless a kept one overlaps it too much.
 
     A box is suppressed by an IoU strictly above the threshold. Zero-area boxes have IoU 0 with
@@ -25,15 +26,15 @@ def nms(
     early once `max_outputs` boxes are kept, and equals a plain greedy loop at every threshold.
 
     Args:
-      boxes: [N, 4] float, pixels.
-      scores: [N] float.
-      iou_threshold: scalar in [0, 1]; may be traced.
+      boxes: pixels.
+      scores: by which the boxes are ranked.
+      iou_threshold: in [0, 1].
       max_outputs: the best so many survivors are returned.
-      valid: [N] bool, boxes that take part; None for all.
+      valid: boxes that take part; None for all.
 
     Returns:
-      indices: [max_outputs] int32 into `boxes`, decreasing score; 0 in unused slots.
-      kept: [max_outputs] bool, slots in use; these come first.
+      Indices into `boxes` by decreasing score, 0 in unused slots; and the slots in use, which come
+      first.
     """
     count = boxes.shape[0]
     boxes, scores = jnp.asarray(boxes), jnp.asarray(scores)
@@ -68,18 +69,15 @@ def nms(
     return jnp.where(kept, order[jnp.minimum(ranks, count - 1)], 0).astype(jnp.int32), kept
 
 
-def _greedy_block(suppresses: Array, alive: Array) -> Array:
+def _greedy_block(suppresses: Bool[Array, "n n"], alive: Bool[Array, "n"]) -> Bool[Array, "n"]:
     """Greedy survivors of one block.
 
     Iterating keep <- alive and not suppressed by keep settles at least one more box, in rank
     order, with every pass, so that it ends at the greedy answer, usually after few passes.
 
     Args:
-      suppresses: [B, B] bool, strictly upper triangular: row i would suppress column j.
-      alive: [B] bool, not suppressed by earlier blocks.
-
-    Returns:
-      [B] bool.
+      suppresses: strictly upper triangular: row i would suppress column j.
+      alive: not suppressed by earlier blocks.
     """
 
     def step(carry):

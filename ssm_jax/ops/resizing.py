@@ -1,13 +1,12 @@
 """Resizing on the host, as the reference implementation does before the network."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
+from jaxtyping import Float32, Int, Real, Shaped
 
 
-def resized_shape(height: int, width: int, image_size: int, max_size: int) -> tuple[int, int]:
+def resized_shape(height: float, width: float, image_size: int, max_size: int) -> tuple[int, int]:
     """Height and width of a slice after resizing.
 
     The short side becomes `image_size` unless that makes the long side longer than `max_size`.
@@ -24,18 +23,19 @@ def resized_shape(height: int, width: int, image_size: int, max_size: int) -> tu
     return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
 
-def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_bilinear(
+    image: Real[np.ndarray, "H W C"], height: int, width: int
+) -> Float32[np.ndarray, "{height} {width} C"]:
     """Bilinear resizing with half-pixel centers, clamped at the border, without antialiasing.
 
+    Equals torch's interpolate(mode="bilinear", align_corners=False).
+
     Args:
-      image: float32 [H, W, C].
+      image: of any number of channels and any type; values are kept as they are.
       height: of the result, pixels.
       width: of the result, pixels.
-
-    Returns:
-      float32 [height, width, C]; equals torch's interpolate(mode="bilinear", align_corners=False).
     """
-    image = np.asarray(image, np.float32)
+    image = image.astype(np.float32, copy=False)
     low, high, share = _taps(image.shape[0], height)
     share = share[:, None, None]
     rows = image[low] * (1 - share) + image[high] * share
@@ -44,23 +44,26 @@ def resize_bilinear(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return rows[:, low] * (1 - share) + rows[:, high] * share
 
 
-def _taps(size: int, target: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Both source indices int [target] and the weight float32 [target] of the second."""
+def _taps(
+    size: int, target: int
+) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"], Float32[np.ndarray, "n"]]:
+    """The two pixels that each of `target` pixels interpolates, and the weight of the second."""
     source = np.maximum((np.arange(target) + 0.5) * (size / target) - 0.5, 0)
     low = np.minimum(np.floor(source).astype(np.intp), size - 1)
     return low, np.minimum(low + 1, size - 1), (source - low).astype(np.float32)
 
 
-def resize_nearest(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_nearest(
+    mask: Shaped[np.ndarray, "H W"], height: int, width: int
+) -> Shaped[np.ndarray, "{height} {width}"]:
     """Nearest-neighbor resizing: output i takes input floor(i * input / output).
 
+    Equals torch's interpolate(mode="nearest").
+
     Args:
-      mask: [H, W], any dtype.
+      mask: of any dtype, which the result has too.
       height: of the result, pixels.
       width: of the result, pixels.
-
-    Returns:
-      [height, width], same dtype; equals torch's interpolate(mode="nearest").
     """
     rows = np.arange(height) * mask.shape[0] // height
     columns = np.arange(width) * mask.shape[1] // width

@@ -1,29 +1,24 @@
 """Masks as COCO run-length encodings: `{"size": [height, width], "counts": str}`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Bool, Float64, Integer, Shaped
 from pycocotools import mask as coco_mask
 
 Rle = Mapping[str, Any]
 
 
-def encode(mask: np.ndarray) -> dict[str, Any]:
-    """Encodes one mask.
+def encode(mask: Shaped[np.ndarray, "..."]) -> dict[str, Any]:
+    """Encodes one mask as JSON can hold it.
 
     Args:
       mask: [H, W] bool or numeric; the object is where it is not zero.
 
-    Returns:
-      {"size": [H, W] as Python ints, "counts": str}: ready for JSON.
-
     Raises:
       ValueError: the mask is not two-dimensional.
     """
-    mask = np.asarray(mask)
     if mask.ndim != 2:
         raise ValueError(f"a mask must have the shape [H, W], not {list(mask.shape)}")
     encoded = coco_mask.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
@@ -31,20 +26,19 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 
-def encode_instances(instances: np.ndarray, count: int) -> list[dict[str, Any]]:
+def encode_instances(instances: Integer[np.ndarray, "H W"], count: int) -> list[dict[str, Any]]:
     """Encodes the objects of a label map.
 
     Args:
-      instances: integers [H, W], 0 background, k + 1 = object k.
-      count: number of objects M.
+      instances: 0 is background, and k + 1 is object k.
+      count: number of objects.
 
     Returns:
-      M encodings; object k is where `instances == k + 1`.
+      The encoding of each object, in their order.
 
     Raises:
       ValueError: the map holds another number of objects than `count` says.
     """
-    instances = np.asarray(instances)
     present = set(np.unique(instances).tolist()) - {0}
     if present != set(range(1, count + 1)):
         raise ValueError(
@@ -54,8 +48,8 @@ def encode_instances(instances: np.ndarray, count: int) -> list[dict[str, Any]]:
     return [encode(instances == k + 1) for k in range(count)]
 
 
-def decode(rle: Rle) -> np.ndarray:
-    """The mask of an encoding: bool [H, W]."""
+def decode(rle: Rle) -> Bool[np.ndarray, "H W"]:
+    """The mask of an encoding."""
     return coco_mask.decode(dict(rle)).astype(bool)
 
 
@@ -64,15 +58,12 @@ def area(rle: Rle) -> int:
     return int(coco_mask.area(dict(rle)))
 
 
-def pairwise_iou(a: Sequence[Rle], b: Sequence[Rle]) -> np.ndarray:
-    """Intersection over union of every pair of masks.
+def pairwise_iou(a: Sequence[Rle], b: Sequence[Rle]) -> Float64[np.ndarray, "N M"]:
+    """Intersection over union of every mask of `a` with every mask of `b`; 0 of two empty masks.
 
     Args:
       a: N encodings.
       b: M encodings of the same size.
-
-    Returns:
-      float64 [N, M]; 0 where both masks are empty.
 
     Raises:
       ValueError: masks of different sizes.

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Bool, Float, Int32, PRNGKeyArray
 
 from ssm_jax.ops import boxes as box_ops
 from ssm_jax.ops.nms import nms
@@ -13,25 +13,27 @@ MIN_AREA = 1e-5  # square pixels; smaller boxes are dropped
 
 
 class RoIBatch(NamedTuple):
-    """What module S reads.
+    """The input of module S.
 
-    `rows` [size, 5] float32 (score, tx, ty, tw, th); `indices` [size] int32, the proposal behind
-    each row; `count` int32, distinct boxes among them.
+    Attributes:
+      rows: (score, tx, ty, tw, th), scores not increasing.
+      indices: the proposal behind each row.
+      distinct: how many different boxes they are.
     """
 
-    rows: Array
-    indices: Array
-    count: Array
+    rows: Float[Array, "*B size 5"]
+    indices: Int32[Array, "*B size"]
+    distinct: Int32[Array, "*B"]
 
 
 def select(
-    key: Array,
-    scores: Array,
-    deltas: Array,
-    boxes: Array,
-    valid: Array,
+    key: PRNGKeyArray,
+    scores: Float[Array, "N"],
+    deltas: Float[Array, "N 4"],
+    boxes: Float[Array, "N 4"],
+    valid: Bool[Array, "N"],
     size: int = 128,
-    nms_threshold: float = 0.75,
+    nms_threshold: Float[Array, ""] | float = 0.75,
 ) -> RoIBatch:
     """Drops degenerate and overlapping boxes, ranks the rest, makes exactly `size` rows of them.
 
@@ -41,16 +43,13 @@ def select(
     maintaining the balance of high- and low-ranking boxes"). With no survivor all rows are zero.
 
     Args:
-      key: PRNG key of the stretching.
-      scores: [N] float, lesion probabilities.
-      deltas: [N, 4] float, encoded boxes as the branch outputs them.
-      boxes: [N, 4] float, the same boxes decoded and clipped, pixels.
-      valid: [N] bool, proposals that exist.
+      key: of the stretching.
+      scores: lesion probabilities.
+      deltas: encoded boxes as the branch outputs them.
+      boxes: the same boxes decoded and clipped, pixels.
+      valid: proposals that exist.
       size: rows.
       nms_threshold: IoU above which the lower-ranked box is dropped.
-
-    Returns:
-      RoIBatch, scores not increasing.
     """
     valid = valid & (box_ops.area(boxes) > MIN_AREA)
     ranked, kept = nms(boxes, scores, nms_threshold, size, valid)
@@ -60,8 +59,8 @@ def select(
     return RoIBatch(jnp.where(count > 0, rows, 0), indices, count)
 
 
-def _stretch(key: Array, count: Array, size: int) -> Array:
-    """Which of `count` ranked boxes stands in each row: [size] int32, not decreasing from 0."""
+def _stretch(key: PRNGKeyArray, count: Int32[Array, ""], size: int) -> Int32[Array, "{size}"]:
+    """The ranked box, of `count`, that stands in each row: not decreasing, from 0."""
     # Rows 1 .. size - 2 in random order; the first count - 1 of that order start a box.
     inner = jax.random.permutation(key, size - 2)
     starts = jnp.zeros(size, bool).at[0].set(True).at[1:-1].set(inner < count - 1)

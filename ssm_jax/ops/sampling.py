@@ -4,28 +4,29 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Bool, Int32, PRNGKeyArray
 
 from ssm_jax.ops.matching import NEGATIVE, POSITIVE
 
 
 class Sample(NamedTuple):
-    """`indices` int32 [size]; `positive` and `valid` bool [size]. Positives come first."""
+    """Drawn candidates, the positives first; slots that are not valid hold none."""
 
-    indices: Array
-    positive: Array
-    valid: Array
+    indices: Int32[Array, "size"]
+    positive: Bool[Array, "size"]
+    valid: Bool[Array, "size"]
 
 
-def sample(key: Array, labels: Array, size: int, max_positive: int) -> Sample:
+def sample(key: PRNGKeyArray, labels: Int32[Array, "N"], size: int, max_positive: int) -> Sample:
     """Draws positives and negatives uniformly without replacement.
 
     min(#positive, max_positive) positives fill the first slots, then negatives up to `size` in
     all; slots that nothing is left for are invalid. Ignored entries are never drawn.
 
     Args:
-      key: PRNG key.
-      labels: [N] int32, 1 positive, 0 negative, -1 ignored.
+      key: decides what is drawn.
+      labels: POSITIVE, NEGATIVE or IGNORED, of `matching`.
       size: slots.
       max_positive: upper bound of the positives.
 

@@ -315,7 +315,7 @@ def classification_loss(
     scores = jax.nn.softmax(outputs.logits)[:, ssm.LESION, None]
     rows = jnp.concatenate([scores, outputs.deltas[:, ssm.LESION]], axis=1)
     rows = rows.reshape(count, model.selection_size, 5)
-    empty = selection.count == 0
+    empty = selection.distinct == 0
     rows = jnp.where(empty[:, None, None], 0, rows)
     logits = ssm.stage(model, variables, "read_class", rows)
 

@@ -60,8 +60,8 @@ def anchor_targets(
     def one(anchors, boxes, valid, key):
         iou = box_ops.pairwise_iou(anchors, boxes)
         matches = match(iou, valid, RPN_HIGH, RPN_LOW, low_quality=True)
-        chosen = sample(key, matches.label, config.rpn_batch, config.rpn_positives)
-        matched = boxes[matches.index[chosen.indices]]
+        chosen = sample(key, matches.labels, config.rpn_batch, config.rpn_positives)
+        matched = boxes[matches.objects[chosen.indices]]
         deltas = box_ops.encode(matched, anchors[chosen.indices], box_ops.RPN_WEIGHTS)
         used = chosen.valid & valid.any()
         return AnchorTargets(chosen.indices, deltas, chosen.positive & used, used)
@@ -93,9 +93,9 @@ def roi_targets(
         exists = jnp.concatenate([proposal_valid, valid])
         iou = box_ops.pairwise_iou(candidates, boxes)
         matches = match(iou, valid, ROI_IOU, ROI_IOU, low_quality=False)
-        eligible = jnp.where(exists, matches.label, -1)
+        eligible = jnp.where(exists, matches.labels, -1)
         chosen = sample(key, eligible, config.roi_batch, config.roi_positives)
-        objects = matches.index[chosen.indices]
+        objects = matches.objects[chosen.indices]
         rois = candidates[chosen.indices]
         deltas = box_ops.encode(boxes[objects], rois, box_ops.ROI_WEIGHTS)
         used = chosen.valid & valid.any()

@@ -17,8 +17,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 def command(name, *arguments):
-    """The command line of a command in a process of its own."""
-    return [sys.executable, "-m", "ssm_jax", name.replace("_", "-"), *map(str, arguments)]
+    """The command line of a command in a process of its own, with checked annotations."""
+    checked = [sys.executable, "-m", "tests.helpers.annotations", "ssm_jax"]
+    return [*checked, name.replace("_", "-"), *map(str, arguments)]
 
 
 @contextlib.contextmanager

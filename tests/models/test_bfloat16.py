@@ -50,7 +50,7 @@ def test_convolutions_are_bfloat16_and_boxes_are_not(variables):
 
 def test_gradients_of_the_class_drift_little(variables):
     """bfloat16 has 8 bits: each layer rounds by up to 2**-9 of a value."""
-    rows = np.random.default_rng(0).normal(size=(2, 8, 5)).astype(np.float32)
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 5)), jnp.float32)
 
     def loss(module_s, config):
         params = {"params": {"module_s": module_s}}

@@ -146,9 +146,9 @@ def test_upsampling_equals_a_transposed_convolution():
     """Output pixel (2i + a, 2j + b) is the input pixel (i, j) times the kernel's tap (a, b)."""
     x = np.random.default_rng(0).normal(size=(1, 2, 3, 4)).astype(np.float32)
     layer = Upsample2x(5)
-    variables = layer.init(jax.random.key(0), x)
+    variables = layer.init(jax.random.key(0), jnp.asarray(x))
     kernel, bias = (np.asarray(variables["params"][name]) for name in ("kernel", "bias"))
-    y = np.asarray(layer.apply(variables, x))
+    y = np.asarray(layer.apply(variables, jnp.asarray(x)))
     for i, j, a, b in np.ndindex(2, 3, 2, 2):
         expected = x[0, i, j] @ kernel[a, b] + bias
         np.testing.assert_allclose(y[0, 2 * i + a, 2 * j + b], expected, atol=1e-5)

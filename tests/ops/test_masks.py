@@ -192,22 +192,28 @@ PASTED = [
 ]
 
 
+def pasted(probabilities, box, height, width):
+    """The slice that `paste` gives: [height, width] probabilities, 0 outside the box."""
+    canvas = np.zeros((height, width), np.float32)
+    place, values = mask_ops.paste(probabilities, box, height, width)
+    assert values.dtype == np.float32
+    canvas[place] = values
+    return canvas
+
+
 @pytest.mark.parametrize("box", PASTED)
 def test_paste(box):
     for seed, (height, width) in enumerate([(40, 64), (64, 40)]):
         box = np.array(box, np.float32)
         probabilities = random_probabilities(seed)
-        ours = mask_ops.paste_mask(probabilities, box, height, width)
-        assert isinstance(ours, np.ndarray)
-        assert ours.shape == (height, width)
-        assert ours.dtype == np.float32
+        ours = pasted(probabilities, box, height, width)
         expected = oracles.paste(probabilities, box, height, width)
         np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
 def test_paste_truncates_toward_zero():
     box = np.array([0.3, 0.3, 14.3, 14.3], np.float32)  # grown by 0.5: corners -0.2 and 14.8
-    ours = mask_ops.paste_mask(np.ones((28, 28), np.float32), box, 40, 64)
+    ours = pasted(np.ones((28, 28), np.float32), box, 40, 64)
     rows, columns = np.nonzero(ours)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (0, 14, 0, 14)
     # Fifteen pixels for thirty cells: each averages two, the first the border and an inner one.
@@ -218,8 +224,7 @@ def test_paste_truncates_toward_zero():
 
 def test_paste_wholly_outside_is_empty():
     for box in ([-40, 5, -10, 20], [70, 5, 90, 20], [5, -40, 20, -10], [5, 50, 20, 70]):
-        ours = mask_ops.paste_mask(random_probabilities(0), np.array(box, np.float32), 40, 64)
-        assert ours.shape == (40, 64)
+        ours = pasted(random_probabilities(0), np.array(box, np.float32), 40, 64)
         assert not ours.any()
 
 
@@ -234,7 +239,7 @@ def test_paste_any_box(x1, x2, y1, y2, seed):
     # Truncation is decided by rounding where a grown corner is an integer.
     hypothesis.assume((np.abs(corners - np.round(corners)) > 1e-4).all())
     expected = oracles.paste(random_probabilities(seed), box, 40, 64)
-    ours = mask_ops.paste_mask(random_probabilities(seed), box, 40, 64)
+    ours = pasted(random_probabilities(seed), box, 40, 64)
     np.testing.assert_allclose(ours, expected, atol=1e-5)
 
 
@@ -246,9 +251,9 @@ def test_recorded_pasted_masks():
     encoded = mask_ops.encode_masks(probabilities, boxes, 512, 512)
     assert len(encoded) == len(boxes)
     for i, rle in enumerate(encoded):
-        pasted = mask_ops.paste_mask(probabilities[i], boxes[i], 512, 512)
-        np.testing.assert_array_equal(pasted > 0.5, masks[i])
-        np.testing.assert_allclose(pasted.sum(dtype=np.float64), sums[i], rtol=1e-5)
+        values = pasted(probabilities[i], boxes[i], 512, 512)
+        np.testing.assert_array_equal(values > 0.5, masks[i])
+        np.testing.assert_allclose(values.sum(dtype=np.float64), sums[i], rtol=1e-5)
         np.testing.assert_array_equal(coco_mask.decode(rle), masks[i])
 
 

@@ -20,7 +20,7 @@ ROI = (0.5, 0.5, False)
 def check(overlaps, valid, high, low, low_quality):
     """Compares labels everywhere, and indices where there is a match; returns the labels."""
     ours = match(overlaps, valid, high, low, low_quality)
-    index, label = np.asarray(ours.index), np.asarray(ours.label)
+    index, label = np.asarray(ours.objects), np.asarray(ours.labels)
     assert index.dtype == label.dtype == np.int32
     assert index.shape == label.shape == overlaps.shape[:1]
     # Thresholds are float32 like the IoUs: 0.3 is not below 0.3.
@@ -48,12 +48,12 @@ def test_by_hand():
     )
     valid = np.ones(3, bool)
     result = match(overlaps, valid, *RPN)
-    np.testing.assert_array_equal(result.label, [1, 1, 1, 1, -1, 1, 0])
-    np.testing.assert_array_equal(np.asarray(result.index)[[0, 1, 2, 3, 5]], [0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(result.labels, [1, 1, 1, 1, -1, 1, 0])
+    np.testing.assert_array_equal(np.asarray(result.objects)[[0, 1, 2, 3, 5]], [0, 0, 1, 0, 0])
     np.testing.assert_array_equal(
-        match(overlaps, valid, 0.7, 0.3, False).label, [1, 1, -1, -1, -1, 0, 0]
+        match(overlaps, valid, 0.7, 0.3, False).labels, [1, 1, -1, -1, -1, 0, 0]
     )
-    np.testing.assert_array_equal(match(overlaps, valid, *ROI).label, [1, 1, 1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(match(overlaps, valid, *ROI).labels, [1, 1, 1, 1, 0, 0, 0])
     check(overlaps, valid, *RPN)
 
 
@@ -61,10 +61,10 @@ def test_first_column_wins_a_tie():
     overlaps = np.array([[0.2, 0.9, 0.9], [0.6, 0.6, 0.1]], np.float32)
     for settings in (RPN, ROI):
         result = match(overlaps, np.ones(3, bool), *settings)
-        np.testing.assert_array_equal(result.label, [1, 1])
-        np.testing.assert_array_equal(result.index, [1, 0])
+        np.testing.assert_array_equal(result.labels, [1, 1])
+        np.testing.assert_array_equal(result.objects, [1, 0])
     np.testing.assert_array_equal(
-        match(overlaps, np.array([True, False, True]), *RPN).index, [2, 0]
+        match(overlaps, np.array([True, False, True]), *RPN).objects, [2, 0]
     )
 
 
@@ -76,11 +76,11 @@ def test_padded_columns_do_not_count():
         label = check(overlaps, valid, *settings)
         assert set(label.tolist()) >= {0, 1}
         packed = match(overlaps[:, valid], np.ones(3, bool), *settings)
-        np.testing.assert_array_equal(packed.label, label)
+        np.testing.assert_array_equal(packed.labels, label)
         # A padded column may hold anything at all.
         for junk in (0.0, 1.0, np.nan):
             dirty = np.where(valid, overlaps, junk).astype(np.float32)
-            np.testing.assert_array_equal(match(dirty, valid, *settings).label, label)
+            np.testing.assert_array_equal(match(dirty, valid, *settings).labels, label)
 
 
 def test_padding_of_zeros_makes_no_low_quality_match():
@@ -125,8 +125,8 @@ def test_vmap_equals_single_images():
     batched = jax.jit(jax.vmap(lambda iou, v: matching.match(iou, v, *RPN)))(overlaps, valid)
     for i in range(3):
         alone = match(overlaps[i], valid[i], *RPN)
-        np.testing.assert_array_equal(batched.index[i], alone.index)
-        np.testing.assert_array_equal(batched.label[i], alone.label)
+        np.testing.assert_array_equal(batched.objects[i], alone.objects)
+        np.testing.assert_array_equal(batched.labels[i], alone.labels)
 
 
 @needs_reference
@@ -135,11 +135,11 @@ def test_recorded_matches(name, settings):
     with np.load(REFERENCE / "ops.npz") as file:
         overlaps, recorded = file["match_iou"].T, file[f"match_{name}"]
     result = match(overlaps, np.ones(5, bool), *settings)
-    label, index = np.asarray(result.label), np.asarray(result.index)
+    label, index = np.asarray(result.labels), np.asarray(result.objects)
     as_recorded = np.where(label == 1, index, np.where(label == 0, -1, -2))
     np.testing.assert_array_equal(as_recorded, recorded)
     # The same with three padded ground-truth boxes more.
     padded = np.concatenate([overlaps, np.zeros((400, 3), np.float32)], axis=1)
     result = match(padded, np.arange(8) < 5, *settings)
-    np.testing.assert_array_equal(result.label, label)
-    np.testing.assert_array_equal(np.asarray(result.index)[label == 1], index[label == 1])
+    np.testing.assert_array_equal(result.labels, label)
+    np.testing.assert_array_equal(np.asarray(result.objects)[label == 1], index[label == 1])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ssm_jax.ops import roi_align as roi_ops
+from ssm_jax.ops import roi_chunks
 from tests.helpers import ops_oracles as oracles
 from tests.helpers.shared import REFERENCE, needs_reference
 
@@ -145,7 +146,7 @@ def test_batch_equals_single_images(count):
 
     @jax.jit
     def values_and_gradients(features, boxes):
-        pool = functools.partial(roi_ops.roi_align_batch, output_size=7, spatial_scale=1 / 16)
+        pool = functools.partial(roi_chunks.roi_align_batch, output_size=7, spatial_scale=1 / 16)
         values, pull = jax.vjp(lambda f, b: pool(f, b), features, boxes)
         return values, pull(cotangent)
 
@@ -170,10 +171,10 @@ def test_map_rois(count):
     boxes = boxes.astype(np.float32)
 
     def read(pooled):
-        assert len(pooled) <= roi_ops.CHUNK
+        assert len(pooled) <= roi_chunks.CHUNK
         return pooled[:, 0, 0], pooled.sum(axis=(1, 2, 3))
 
-    run = jax.jit(lambda *args: roi_ops.map_rois(read, *args, 7, 1 / 16))
+    run = jax.jit(lambda *args: roi_chunks.map_rois(read, *args, 7, 1 / 16))
     first, sums = run(features, boxes)
     for image in range(3):
         expected = oracles.roi_align(features[image], boxes[image], 7, 1 / 16)
@@ -194,13 +195,13 @@ def test_windows_change_nothing(shape, longest, monkeypatch):
     boxes = boxes.astype(np.float32)
 
     def run():
-        return jax.jit(lambda *args: roi_ops.map_rois(lambda x: x, *args, 7, 1 / 16))(
+        return jax.jit(lambda *args: roi_chunks.map_rois(lambda x: x, *args, 7, 1 / 16))(
             features, boxes
         )
 
-    assert [w for w in roi_ops.WINDOWS if w < min(shape)]
+    assert [w for w in roi_chunks.WINDOWS if w < min(shape)]
     in_windows = run()
-    monkeypatch.setattr(roi_ops, "WINDOWS", ())
+    monkeypatch.setattr(roi_chunks, "WINDOWS", ())
     np.testing.assert_array_equal(in_windows, run())
     expected = oracles.roi_align(features[1], boxes[1], 7, 1 / 16)
     np.testing.assert_allclose(in_windows[200:], expected, atol=2e-5)
@@ -213,12 +214,15 @@ def test_cells_read(window):
     corners = rng.uniform(-40, 360, (500, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(0, 16 * window, (500, 2))], -1)
     boxes = boxes.astype(np.float32)
-    for box in boxes:
-        first, count = roi_ops.cells_read(box[None], 1 / 16, 20, 16)
-        for axis, (size, low) in enumerate(((20, 1), (16, 0))):
-            weights = roi_ops.bin_weights(box[None, low] / 16, box[None, low + 2] / 16, 7, size, 2)
-            used = np.flatnonzero(np.asarray(weights[0]).any(axis=0))
-            assert set(used) <= set(range(first[axis], first[axis] + count[axis]))
+    cells_read = jax.vmap(lambda box: roi_chunks.cells_read(box[None], 1 / 16, 20, 16))
+    first, count = (np.asarray(x) for x in jax.jit(cells_read)(boxes))
+    weights = jax.jit(roi_ops.bin_weights, static_argnums=(2, 3, 4))
+    for axis, (size, low) in enumerate(((20, 1), (16, 0))):
+        of_bins = np.asarray(weights(boxes[:, low] / 16, boxes[:, low + 2] / 16, 7, size, 2))
+        cells = np.arange(size)
+        read = (cells >= first[:, axis, None]) & (cells < (first + count)[:, axis, None])
+        assert (read | ~of_bins.any(axis=1)).all()
+        assert 1 < read.sum(axis=1).mean() < size
 
 
 def test_gradient_is_finite_and_zero_outside():

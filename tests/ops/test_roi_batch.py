@@ -22,7 +22,7 @@ select_few = jax.jit(functools.partial(roi_batch.select, size=8))
 
 def check(result, scores, deltas, boxes, valid, size=SIZE, threshold=0.75):
     """Checks all that a RoI batch promises; returns the kept boxes and the indices."""
-    rows, indices, count = (np.asarray(x) for x in (result.rows, result.indices, result.count))
+    rows, indices, count = (np.asarray(x) for x in (result.rows, result.indices, result.distinct))
     assert rows.shape == (size, 5)
     assert rows.dtype == np.float32
     assert indices.shape == (size,)
@@ -96,7 +96,7 @@ def test_enough_boxes_are_not_stretched():
         valid[best[200 - k :]] = True
         result = select(jax.random.key(0), scores, deltas, boxes, valid)
         np.testing.assert_array_equal(result.indices, best[200 - k : 328 - k])
-        assert result.count == SIZE
+        assert result.distinct == SIZE
 
 
 def test_clusters_are_suppressed():
@@ -122,7 +122,7 @@ def test_boxes_of_no_area_are_dropped():
     assert sorted(kept) == [3, 4, 6, 7, 8, 9]
     # Nothing but such boxes: a batch of zeros.
     result = select(jax.random.key(0), scores, deltas, boxes, np.isin(np.arange(200), [0, 1, 2, 5]))
-    assert result.count == 0
+    assert result.distinct == 0
     np.testing.assert_array_equal(result.rows, 0)
 
 

@@ -6,6 +6,7 @@ import hypothesis
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
@@ -105,7 +106,7 @@ def test_raw_key_data_is_a_key():
 def draw_many(labels, size, max_positive, draws):
     """Samples under `draws` keys: a 0/1 array [draws, N] of what was chosen."""
     keys = jax.random.split(jax.random.key(11), draws)
-    labels = np.asarray(labels, np.int32)
+    labels = jnp.asarray(labels, jnp.int32)
     result = jax.jit(jax.vmap(lambda key: sampling.sample(key, labels, size, max_positive)))(keys)
     indices, valid = np.asarray(result.indices), np.asarray(result.valid)
     chosen = np.zeros((draws, len(labels)), int)

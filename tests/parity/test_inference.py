@@ -144,7 +144,7 @@ def test_roi_batch(config, recorded):
     keys = jax.random.split(jax.random.key(0), 1)
     select = jax.jit(functools.partial(ssm.select_rois, config))
     ours = select(outputs_of(recorded, "cls"), proposals_of(recorded), SIZES, keys)
-    assert ours.count[0] == 128
+    assert ours.distinct[0] == 128
     rows = np.asarray(ours.rows[0])
     theirs = recorded["roi_batch"]
     assert_same_ranking(rows, theirs, rows[:, 0], theirs[:, 0])
