@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> None:
         near = flags.nearest(name, list(COMMANDS))
         sys.exit(f"error: there is no command {name!r}{near or '; ssm-jax --help lists them'}")
     program = importlib.import_module(f"ssm_jax.cli.{name.replace('-', '_')}")
-    common.run(f"ssm-jax {name}", program.__doc__, program.Flags, program.main, rest)
+    common.run(f"ssm-jax {name}", program.__doc__ or "", program.Flags, program.main, rest)
 
 
 def main() -> None:

@@ -148,8 +148,9 @@ def open_manager(
 def metric_value(metrics: Mapping[str, Any] | None, name: str) -> float:
     """A metric as a number to rank by: -inf where it is missing, null or not finite."""
     value = (metrics or {}).get(name)
-    usable = isinstance(value, int | float) and math.isfinite(value)
-    return float(value) if usable else -math.inf
+    if isinstance(value, int | float) and math.isfinite(value):
+        return float(value)
+    return -math.inf
 
 
 def config_item(model: Mapping[str, Any], run: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -91,7 +91,9 @@ class ModelConfig:
         unknown = sorted(set(values) - known)
         if unknown:
             raise ValueError(f"config.model has no field {unknown}; the fields are {sorted(known)}")
-        as_tuples = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
+        as_tuples: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()
+        }
         return cls(**as_tuples)
 
 

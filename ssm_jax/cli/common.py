@@ -88,10 +88,11 @@ def start_jax(folder: str | None = None) -> None:
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:  # the former where no plugin is installed
-        raise ValueError(no_devices(jax.config.jax_platforms, error)) from error
+        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
+        raise ValueError(no_devices(platforms, error)) from error
     # Small programs, of which there are dozens, take as long together as a large one.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         folder = folder or default_config().data.data_dir
         cache = pathlib.Path(folder).expanduser().absolute() / "compiled" / platform.node()
         jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,8 @@ def differences(told, model_config) -> list[str]:
 def write_npz(path: pathlib.Path, state_dict: dict[str, np.ndarray]) -> None:
     """Writes arrays by name, never a part of them."""
     with files.replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **state_dict)
+        arrays: dict[str, Any] = dict(state_dict)
+        np.savez(file, **arrays)
 
 
 def write_torch(
@@ -91,7 +93,7 @@ def write_torch(
     from ssm_jax.interop import torch_writer
     from ssm_jax.interop.torch_pickle import Dict
 
-    content = Dict(state_dict)
+    content: dict[str, Any] = Dict(state_dict)
     if layout == "checkpoint":
         generator = Dict()
         generator.state = {

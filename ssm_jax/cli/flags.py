@@ -209,8 +209,9 @@ def _define(flag: Flag, values: absl_flags.FlagValues) -> None:
         absl_flags.DEFINE_boolean(flag.name, default, flag.help, flag_values=values)
     elif flag.several == "repeated":
         default = None if default is None else list(default)
+        serializer: absl_flags.ArgumentSerializer = absl_flags.ArgumentSerializer()
         absl_flags.DEFINE_multi(
-            _Parser(flag), None, flag.name, default, flag.help, flag_values=values
+            _Parser(flag), serializer, flag.name, default, flag.help, flag_values=values
         )
     else:
         absl_flags.DEFINE(_Parser(flag), flag.name, default, flag.help, flag_values=values)
@@ -231,7 +232,8 @@ def parse(kind: type[T], arguments: Sequence[str]) -> T:
         nothing takes, or a flag that is missing.
       ValueError: the dataclass refuses the values.
     """
-    groups, values = groups_of(kind), absl_flags.FlagValues()
+    values = absl_flags.FlagValues()
+    groups = groups_of(kind)  # type: ignore[arg-type]
     flags = [flag for group in groups for flag in group.flags.values()]
     typed = [flag for flag in flags if "shown" not in flag.field.metadata]
     for flag in typed:
@@ -288,9 +290,9 @@ def describe(name: str, text: str, kind: type) -> str:
       Summary, examples, flags by group, and details.
     """
     before, _, after = inspect.cleandoc(text).partition("\nExamples:\n")
-    examples, *after = re.split(r"\n(?=\S)", after, maxsplit=1)
+    examples, *others = re.split(r"\n(?=\S)", after, maxsplit=1)
     summary, _, details = before.partition("\n\n")
-    details = "\n\n".join([details.strip(), *after])
+    details = "\n\n".join([details.strip(), *others])
     width = min(shutil.get_terminal_size().columns, 100)
     parts = [f"{name}: {summary}", f"Examples:\n\n{examples.strip(chr(10))}"]
     for group in groups_of(kind):

@@ -66,7 +66,7 @@ class ModelFlags(CheckpointFlag):
     score_threshold: float | None = dataclasses.field(default=None, metadata=SHARE)
     nms_threshold: float | None = dataclasses.field(default=None, metadata=SHARE)
 
-    def thresholds(self, run: Mapping[str, Any] | None) -> dict[str, float]:
+    def thresholds(self, run: Mapping[str, Any] | None) -> dict[str, Any]:
         """Both thresholds, for a checkpoint of a run; see `ssm_jax.predictor.thresholds`."""
         from ssm_jax.predictor import thresholds
 

@@ -147,13 +147,16 @@ def predict_all(predictor, scans: list, flags: Flags) -> list:
     results = []
     with common.slices_bar(sum(len(s.slices) for s in scans), jax.process_index() > 0) as bar:
         for number, scan in enumerate(scans, 1):
-            before = bar.n
+
+            def advance(done: int, total: int, before: int = bar.n) -> None:
+                bar.update(before + done - bar.n)
+
             results.append(
                 predict_scan(
                     predictor,
                     scan,
                     rule=flags.rule,
-                    progress=lambda done, total, before=before: bar.update(before + done - bar.n),
+                    progress=advance,
                     lung=lung,
                     keep_images=bool(flags.report),
                     shown=overlays.of(scan) if flags.overlays else None,

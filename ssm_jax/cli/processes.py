@@ -33,20 +33,20 @@ def join(flags: ProcessFlags) -> None:
     Raises:
       ValueError: flags that do not go together, or a job that cannot be joined.
     """
-    numbers = (flags.num_processes, flags.process_id)
+    count, own = flags.num_processes, flags.process_id
     if flags.coordinator is None and not flags.distributed:
-        if numbers != (None, None):
+        if not (count is None and own is None):
             raise ValueError("--num_processes and --process_id need --coordinator=HOST:PORT")
         return
-    if flags.coordinator and None in numbers and not flags.distributed:
+    if flags.coordinator and (count is None or own is None) and not flags.distributed:
         raise ValueError("--coordinator needs --num_processes and --process_id")
-    if flags.coordinator and None not in numbers and numbers[1] >= numbers[0]:
-        raise ValueError(f"--process_id={numbers[1]} must be below --num_processes={numbers[0]}")
+    if flags.coordinator and count is not None and own is not None and own >= count:
+        raise ValueError(f"--process_id={own} must be below --num_processes={count}")
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(flags.coordinator, *numbers)
+        jax.distributed.initialize(flags.coordinator, count, own)
     except RuntimeError as error:
         raise ValueError(f"the job cannot be joined: {error}") from error
     if jax.process_index():

@@ -79,9 +79,8 @@ class TrainBatches:
         """Indices of the slices of an epoch in their order."""
         rng = np.random.default_rng([self.seed, _EPOCHS, epoch])
         datasets, count = self.datasets, self.datasets.epoch_slices
-        source, shares = datasets.cls_train, datasets.cls_shares
-        if source is None:
-            source, shares = datasets.seg_train, datasets.seg_shares
+        source: Source = datasets.seg_train if datasets.cls_train is None else datasets.cls_train
+        shares = datasets.seg_shares if datasets.cls_train is None else datasets.cls_shares
         if shares is None:
             return rng.permutation(count)
         quotas = np.diff(np.rint(np.cumsum([0.0, *shares]) * count).astype(int)).tolist()

@@ -54,7 +54,7 @@ def features(part: str, channels: int) -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(common | own)
 
 
-class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
+class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Base of the builders: subclasses say which examples a split has.
 
     A subclass gives `part`, `channels`, `split_sizes()` and `examples(split, start, stop)`.
@@ -91,7 +91,7 @@ class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
 
     def _shard_iterators_per_split(self, dl_manager) -> dict[str, Sequence[Callable]]:
         del dl_manager
-        plan = {}
+        plan: dict[str, Sequence[Callable]] = {}
         for split, size in self.split_sizes().items():
             self.info.metadata[split] = {field: [] for field in FIELDS[self.part]}
             starts = range(0, size, SHARD)

@@ -98,20 +98,20 @@ def open_datasets(config: ml_collections.ConfigDict) -> Datasets:
         _check_classes(model.image_classes, cls_train, cls_test)
         descriptions.append(_describe("classification", data, "cls", cls_train, cls_test))
     shapes = _shapes(model, seg_train, seg_test)
-    canvas = tuple(_padded(max(shape[axis] for shape in shapes.values())) for axis in (0, 1))
+    height, width = (max(shape[axis] for shape in shapes.values()) for axis in (0, 1))
     return Datasets(
         seg_train=seg_train,
         seg_test=seg_test,
         cls_train=cls_train,
         cls_test=cls_test,
         seg_shares=_shares(data, "seg", seg_train),
-        cls_shares=cls_train and _shares(data, "cls", cls_train),
+        cls_shares=None if cls_train is None else _shares(data, "cls", cls_train),
         image_size=model.image_size,
         max_size=model.max_size,
-        seg_canvas=canvas,
+        seg_canvas=(_padded(height), _padded(width)),
         cls_canvas=(_padded(model.image_size), _padded(model.image_size)),
         seg_channels=seg_train.channels,
-        cls_channels=cls_train and cls_train.channels,
+        cls_channels=None if cls_train is None else cls_train.channels,
         seg_float=any(size != shape for size, shape in shapes.items()),
         max_objects=_max_objects(data, seg_train, seg_test),
         augmentation=Augmentation(**data.augment),

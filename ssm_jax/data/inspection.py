@@ -71,7 +71,8 @@ class Inspected:
     @property
     def foreign_values(self) -> list[int]:
         """Values of the mask that stand for nothing."""
-        return [v for v in self.mask["values"] if not BACKGROUND <= v <= CONSOLIDATION]
+        values = self.mask["values"] if self.mask else []
+        return [v for v in values if not BACKGROUND <= v <= CONSOLIDATION]
 
 
 def slice_facts(path: pathlib.Path, channels: int) -> Facts:
@@ -86,7 +87,7 @@ def slice_facts(path: pathlib.Path, channels: int) -> Facts:
     except (images.ImageError, OSError) as error:
         return {"error": _reason(error)}
     digest = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels))
+    digest.update(np.ascontiguousarray(pixels).data)
     return {
         "height": pixels.shape[0],
         "width": pixels.shape[1],
@@ -158,7 +159,7 @@ class Inspector:
         self._channels = channels
         self._known: dict[str, tuple[list[int], Facts]] = {}
         header = {"version": _VERSION, "channels": channels}
-        if record is not None and not self._load(header):
+        if record is not None and not self._load(record, header):
             record.parent.mkdir(parents=True, exist_ok=True)
             record.write_text(json.dumps(header) + "\n", encoding="utf-8")
 
@@ -171,12 +172,15 @@ class Inspector:
         )
         masked = [item.mask for item in slices if item.mask is not None]
         masks = self._all(masked, mask_facts, "checking masks") if masked else {}
-        return [Inspected(item, pictures[item.path], masks.get(item.mask)) for item in slices]
+        return [
+            Inspected(item, pictures[item.path], masks[item.mask] if item.mask else None)
+            for item in slices
+        ]
 
-    def _load(self, header: Facts) -> bool:
+    def _load(self, record: pathlib.Path, header: Facts) -> bool:
         """Reads the record; False where there is none for this version and these channels."""
         try:
-            lines = self._record.read_text(encoding="utf-8").splitlines(keepends=True)
+            lines = record.read_text(encoding="utf-8").splitlines(keepends=True)
             if not lines or json.loads(lines[0]) != header:
                 return False
             whole = [line for line in lines if line.endswith("\n")]  # the last may be cut off
@@ -186,7 +190,7 @@ class Inspector:
         except (OSError, ValueError):
             self._known.clear()
             return False
-        os.truncate(self._record, sum(len(line.encode()) for line in whole))
+        os.truncate(record, sum(len(line.encode()) for line in whole))
         logger.info("%d files were checked before", len(self._known))
         return True
 

@@ -43,7 +43,8 @@ def lesion_objects(
     Raises:
       ValueError: more than 255 objects, which the label map can not hold.
     """
-    instances, labels = np.zeros(mask.shape, np.uint8), []
+    instances = np.zeros(mask.shape, np.uint8)
+    labels: list[int] = []
     for label, lesion in enumerate(LESION_CLASSES[mask_type], 1):
         components, areas = _components(mask, lesion.values)
         kept = np.flatnonzero(exceeds(areas, min_area, *mask.shape)) + 1

@@ -63,7 +63,9 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS)
     where = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
     count = np.bincount(where, minlength=bins)
     sums = [np.bincount(where, values, minlength=bins) for values in (confidence, right)]
-    means = [np.divide(total, count, out=np.full(bins, np.nan), where=count > 0) for total in sums]
+    mean_confidence, accuracy = (
+        np.divide(total, count, out=np.full(bins, np.nan), where=count > 0) for total in sums
+    )
     total = len(labels)
     ece = float(np.abs(sums[0] - sums[1]).sum() / total) if total else float("nan")
-    return Reliability(edges, count, *means, ece)
+    return Reliability(edges, count, mean_confidence, accuracy, ece)

@@ -86,7 +86,9 @@ def accuracy(confusion: np.ndarray) -> np.ndarray:
     return _ratio(_diagonal(confusion).sum(axis=-1), confusion.sum(axis=(-2, -1)))
 
 
-def weighted_f1(confusion: np.ndarray, shares: Sequence[float] | None = None) -> np.ndarray:
+def weighted_f1(
+    confusion: np.ndarray, shares: Sequence[float] | np.ndarray | None = None
+) -> np.ndarray:
     """F1 averaged over classes.
 
     The paper's 0.9676 comes out of its confusion matrix with its rounded shares, `PAPER_SHARES`

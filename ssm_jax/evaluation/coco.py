@@ -106,8 +106,8 @@ class CocoRecorder:
           scores: float [P].
           labels: int [P].
         """
-        masks = [None] * len(scores) if masks is None else masks
-        rows = zip(masks, xyxy_to_xywh(boxes), scores, labels, strict=True)
+        shown = [None] * len(scores) if masks is None else masks
+        rows = zip(shown, xyxy_to_xywh(boxes), scores, labels, strict=True)
         for mask, box, score, label in rows:
             self.detections.append(
                 {

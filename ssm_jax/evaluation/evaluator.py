@@ -158,9 +158,10 @@ class Evaluator:
 
     def reliability(self) -> calibration.Reliability | None:
         """How far confidence and accuracy agree; None without the probabilities of all slices."""
-        if not self.labels or any(p is None for p in self.probabilities):
+        known = [p for p in self.probabilities if p is not None]
+        if not self.labels or len(known) < len(self.labels):
             return None
-        return calibration.reliability(np.stack(self.probabilities), np.asarray(self.labels))
+        return calibration.reliability(np.stack(known), np.asarray(self.labels))
 
     def metrics(self) -> dict[str, Any]:
         """All figures of what was added so far, under flat names.

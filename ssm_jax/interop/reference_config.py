@@ -72,10 +72,14 @@ def inferred(weights: Weights) -> dict[str, Any]:
         "num_classes": "roi_heads.box_predictor.cls_score.weight",
         "image_classes": "s2new.fc_scores_img.weight",
     }
+
+    def shape(name: str) -> tuple[int, ...]:
+        return weights.arrays[name].shape if name in weights.arrays else ()
+
     for field, name in rows.items():
-        if np.ndim(weights.arrays.get(name)) == 2 and len(weights.arrays[name]) > 1:
-            found[field] = len(weights.arrays[name])
-    batch = np.shape(weights.arrays.get("s2new.fc_scores.weight"))
+        if len(shape(name)) == 2 and shape(name)[0] > 1:
+            found[field] = shape(name)[0]
+    batch = shape("s2new.fc_scores.weight")
     if len(batch) == 2 and batch[1] and batch[1] % ROW_LENGTH == 0:
         found["selection_size"] = batch[1] // ROW_LENGTH
     for field in ANCHOR_FIELDS:
@@ -91,7 +95,7 @@ def _check_anchors(weights: Weights, config: ModelConfig) -> None:
     what = f"anchor sizes {_text(sizes)} and ratios {_text(ratios)}"
     name = "rpn.head.cls_logits.weight"
     objectness = weights.arrays.get(name)
-    if np.ndim(objectness) == 4 and len(objectness) != count:
+    if objectness is not None and objectness.ndim == 4 and len(objectness) != count:
         raise ValueError(
             f"{what} make {count} anchors a cell, but {name} scores {len(objectness)}: give the "
             "sizes and ratios that the model was trained with"

@@ -167,7 +167,7 @@ def _shown(
         ranked = source.object_counts[indices] > 0
     else:
         pairs = zip(evaluator.probabilities, evaluator.labels, strict=True)
-        values, ranked = [float(shares[label]) for shares, label in pairs], None
+        values, ranked = [float(p[label]) for p, label in pairs if p is not None], None
     chosen = selection.choose(values, options.overlays, options.seed, ranked)
     shown = []
     for group, members in chosen.items():

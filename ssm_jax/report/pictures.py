@@ -32,7 +32,7 @@ def bounded_jpeg(image: Image.Image, limit: int) -> bytes:
     while True:
         shown = image
         if side < max(image.size):
-            size = tuple(max(1, round(side * length / max(image.size))) for length in image.size)
+            size = [max(1, round(side * length / max(image.size))) for length in image.size]
             shown = image.resize(size, Image.Resampling.LANCZOS)
         for quality in _QUALITIES:
             data = jpeg(shown, quality)

@@ -86,13 +86,14 @@ def viewer_data(result: ScanResult, limit: int) -> dict[str, Any]:
 
 
 def _slice_data(index: int, slice_: SliceResult, limit: int) -> dict[str, Any]:
-    known = {"index": index, "name": slice_.name, "position": slice_.position}
+    known: dict[str, Any] = {"index": index, "name": slice_.name, "position": slice_.position}
     prediction = slice_.prediction
     if prediction is None or slice_.image is None:
         known["error"] = slice_.error or "no reason was given"
-        empty = {"image": None, "size": None, "probabilities": [], "predicted": None}
-        return {**known, **empty, "detections": []}
-    masks = prediction.masks or [None] * len(prediction.scores)
+        known |= {"image": None, "size": None, "probabilities": [], "predicted": None}
+        return {**known, "detections": []}
+    no_masks: list[Any] = [None] * len(prediction.scores)
+    masks = prediction.masks or no_masks
     found = zip(prediction.boxes, prediction.scores, prediction.labels, masks, strict=True)
     detections = [
         {

@@ -96,11 +96,13 @@ def _picture(image: Image.Image, caption: str) -> dict[str, Any]:
 def _says(slice_: PredictedSlice, class_names: Sequence[str]) -> str:
     """One line: figures of the slice, or its class."""
     predicted = slice_.prediction.predicted_class
+    said = "" if predicted is None else class_names[predicted]
     if slice_.figures is None:
-        return f"True class {class_names[slice_.label]}, predicted {class_names[predicted]}"
+        true = "" if slice_.label is None else class_names[slice_.label]
+        return f"True class {true}, predicted {said}"
     half, ap = slice_.figures[0], slice_.figures.mean()
     text = f"Per-image AP@0.5 {half:.3f}, AP@[0.5:0.95] {ap:.3f}"
-    return text if predicted is None else f"{text}; predicted class {class_names[predicted]}"
+    return f"{text}; predicted class {said}" if said else text
 
 
 def _rois(rois: RoIRows) -> dict[str, Any]:

@@ -25,8 +25,15 @@ def upload_page(
         sections.append(Section("model", "Model", parts("macros.html").facts(known)))
     lead = "Lesions and class of chest CT slices"
     footer = f"ssm_jax {ssm_jax.__version__}. Not a medical device."
-    added = {"styles": ["upload.css"], "scripts": ["upload.js"], "connects": True}
-    return page("CT scans", lead, sections, footer, **added)
+    return page(
+        "CT scans",
+        lead,
+        sections,
+        footer,
+        styles=["upload.css"],
+        scripts=["upload.js"],
+        connects=True,
+    )
 
 
 def _size(limit: int) -> str:

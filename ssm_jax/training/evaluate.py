@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_collections
@@ -63,7 +63,7 @@ def evaluate_variables(
 
 def _draw(
     folder: pathlib.Path,
-    sources: Mapping[str, Sequence],
+    sources: Mapping[str, Any],
     predictor: Predictor,
     loading: Loading,
     wanted: int,

@@ -155,7 +155,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict
         state = sharding.replicate(state, mesh)
         step = int(state.step)
         evaluated = step > 0 and checkpoints.metrics(step) is not None
-        writer = SilentWriter()
+        writer: MetricsWriter | SilentWriter = SilentWriter()
         if first:
             workdir_lib.store_config(workdir, settings)
             writer = stack.enter_context(MetricsWriter(workdir, step, evaluated))
@@ -244,7 +244,8 @@ class _Run:
         metrics = iteration.checked_metrics(self.checkpoints)
         step = iteration.step
         self.window.add(metrics)
-        self.progress.update(step, metrics["loss_seg"], metrics["loss_cls"], metrics["copied"])
+        copied = bool(metrics["copied"])
+        self.progress.update(step, metrics["loss_seg"], metrics["loss_cls"], copied)
         if step % self.config.log.every_steps == 0:
             means = self.window.means() | {"best_seg_loss": metrics["best_seg_loss"]}
             self.writer.write(step, "train", means)

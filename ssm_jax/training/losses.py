@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 
-def _ratio(total: Array, count: Array) -> Array:
+def _ratio(total: Array, count: Array | int) -> Array:
     return total / jnp.maximum(count, 1)
 
 

@@ -207,7 +207,7 @@ def segmentation_loss(
     mask = _mask_loss(model, params, features, batch, rois)
 
     parts = dict(zip(SEGMENTATION_LOSSES, (*rpn, *roi, mask), strict=True))
-    total = sum(parts.values())
+    total = sum(parts.values(), start=jnp.zeros(()))
     metrics = {"loss_seg": total, **parts, "positives": rois.positive.sum()}
     return total, (updated["batch_stats"], metrics)
 
@@ -239,8 +239,13 @@ def _mask_loss(
             roi_features = roi_align(image_features, chunk, MASK_BINS, 1 / model.stride)
             variables = {"params": {"mask_head": mask_head}}
             logits = ssm.stage(model, variables, "predict_masks", roi_features)
-            of_chunk = (ssm.chunk_of(x, image, start) for x in (labels, wanted, positive))
-            return losses.mask_loss(logits, *of_chunk, positives)
+            return losses.mask_loss(
+                logits,
+                ssm.chunk_of(labels, image, start),
+                ssm.chunk_of(wanted, image, start),
+                ssm.chunk_of(positive, image, start),
+                positives,
+            )
 
         def add(state, image, start):
             loss, feature_gradient, head_gradient = state

@@ -71,7 +71,8 @@ def make_anatomy(rng: np.random.Generator, size: int) -> Anatomy:
     _paint_bones(rng, image, x, y, chest, organs, texture, soft)
 
     rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * scale
-    hila = tuple(tuple(float(v) for v in rotation @ point + shift) for point in organs["hila"])
+    left, right = (rotation @ point + shift for point in organs["hila"])
+    hila = ((float(left[0]), float(left[1])), (float(right[0]), float(right[1])))
     return Anatomy(image, lung, lung_shape, chest["shape"], x, y, hila, level, angle)
 
 

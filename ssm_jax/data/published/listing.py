@@ -76,7 +76,7 @@ class SourceFiles:
 
 def _walk(root: pathlib.Path) -> Iterator[str]:
     """Relative paths of pictures; links to folders are followed, none is entered twice."""
-    entered = set()
+    entered: set[pathlib.Path] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         here = pathlib.Path(folder).resolve()
         if here in entered or (entered and MARK in files):
@@ -188,7 +188,7 @@ def read_classes(
 def without_repeats(slices: list[Slice], findings: Findings) -> list[Slice]:
     """Slices with repeated lines left out; notes repeats, contradictions and name collisions."""
     kept: dict[tuple[str, str], Slice] = {}
-    labels: dict[pathlib.Path, int] = {}
+    labels: dict[pathlib.Path, int | None] = {}
     for item in slices:
         if labels.setdefault(item.path, item.label) != item.label:
             findings.add("class_conflict", f"{item.where} (also listed as {labels[item.path]})")

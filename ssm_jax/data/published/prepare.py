@@ -15,7 +15,7 @@ from ssm_jax.classes import SHORT_NAMES
 from ssm_jax.data.errors import DataError
 from ssm_jax.data.findings import Findings
 from ssm_jax.data.folders import channels_of, locked
-from ssm_jax.data.inspection import Inspected, Inspector, Slice, check_files, size_of
+from ssm_jax.data.inspection import Facts, Inspected, Inspector, Slice, check_files, size_of
 from ssm_jax.data.objects import exceeds
 from ssm_jax.data.published import cncb_seg, covid_classes, ictcf, listing, standard_tree
 from ssm_jax.data.published.listing import SPLITS
@@ -162,7 +162,7 @@ def _check_set(inspected: Sequence[Inspected], findings: Findings, min_area: int
         if size != common:
             findings.add("size_outlier", f"{where} ({size}, most are {common})")
         # Where values are wrong, nobody knows which of them is a lesion.
-        if found.mask and not found.foreign_values and not _has_lesion(found, min_area):
+        if found.mask and not found.foreign_values and not _has_lesion(found.mask, min_area):
             findings.add("no_lesion", where)
         if found.picture["blank"]:
             findings.add("blank", where)
@@ -173,9 +173,8 @@ def _check_set(inspected: Sequence[Inspected], findings: Findings, min_area: int
             _note_duplicates(items, findings)
 
 
-def _has_lesion(found: Inspected, min_area: int) -> bool:
-    size = found.mask["height"], found.mask["width"]
-    return bool(exceeds(found.mask["areas"], min_area, *size).any())
+def _has_lesion(mask: Facts, min_area: int) -> bool:
+    return bool(exceeds(mask["areas"], min_area, mask["height"], mask["width"]).any())
 
 
 def _check_patients(slices: Sequence[Slice], findings: Findings) -> None:
@@ -218,8 +217,9 @@ def _counts(inspected: Sequence[Inspected], min_area: int) -> dict[str, dict[str
             labels = collections.Counter(found.item.label for found in chosen)
             counts["classes"] = {name: labels[k] for k, name in enumerate(SHORT_NAMES)}
         else:
-            values = collections.Counter(v for found in chosen for v in found.mask["values"])
-            counts["with_lesions"] = sum(_has_lesion(found, min_area) for found in chosen)
+            masks = [found.mask for found in chosen if found.mask]
+            values = collections.Counter(v for mask in masks for v in mask["values"])
+            counts["with_lesions"] = sum(_has_lesion(mask, min_area) for mask in masks)
             counts["mask_values"] = {str(k): values[k] for k in sorted(values)}
         result[split] = counts
     return result
