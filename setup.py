@@ -70,7 +70,9 @@ setup(
             "hypothesis>=6.100,<7",
             "import-linter>=2.5,<3",
             "matplotlib>=3.9,<4",
+            "mypy>=2.0,<3",
             "playwright>=1.50,<2",  # drives a Chromium that is installed; without one tests skip
+            "pre-commit>=4.0,<5",
             "pytest>=8.3,<10",
             "pytest-xdist>=3.6,<4",
             "ruff>=0.15,<0.18",
