@@ -313,11 +313,11 @@ def _lesions(count: int) -> str:
     return {0: "no lesion", 1: "1 lesion"}.get(count, f"{count} lesions")
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+def _shortened(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     """The text, or as much of its end (where file names differ) as fits into so many pixels."""
     if font.getlength(text) <= width:
         return text

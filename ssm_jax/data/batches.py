@@ -114,10 +114,11 @@ class TrainBatches:
         rows = range(self.batch_size)[self._rows]
         segmentation, classification = self.indices(int(step))
         seg = [self._segmentation(int(step), row, segmentation[row]) for row in rows]
+        cls_train = self.datasets.cls_train
         cls = [
-            self._classification(int(step), row, classification[row])
+            self._classification(cls_train, int(step), row, classification[row])
             for row in rows
-            if self.datasets.cls_train is not None
+            if cls_train is not None
         ]
         batch = {
             "seg": _stack([segmentation_arrays(example, self.datasets) for example in seg]),
@@ -137,9 +138,11 @@ class TrainBatches:
         rng = np.random.default_rng([self.seed, _CHANGES["seg"], step, row])
         return augment.segmentation(augmentation, rng, source[index], source.min_area)
 
-    def _classification(self, step: int, row: int, index: int) -> ClassificationExample:
+    def _classification(
+        self, source: Source, step: int, row: int, index: int
+    ) -> ClassificationExample:
         """The classification slice of a row of a batch."""
-        augmentation, source = self.datasets.augmentation, self.datasets.cls_train
+        augmentation = self.datasets.augmentation
         if not augmentation.active:
             return source[index]
         rng = np.random.default_rng([self.seed, _CHANGES["cls"], step, row])

@@ -16,6 +16,7 @@ from ssm_jax.interop.torch_pickle import Dict
 
 ROOT = "archive"  # the folder that everything in the archive lies in
 ALIGNMENT = 64  # bytes; of the numbers of a tensor within the file, so that they can be mapped
+_LOCAL_HEADER = 30  # bytes in front of the name of an entry of a zip
 
 _STORAGE_NAMES = {
     dtype: name.split(".") for name, dtype in STORAGES.items() if name.count(".") == 1
@@ -50,7 +51,7 @@ def write(path: str | os.PathLike, value: Any) -> None:
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     entry = zipfile.ZipInfo(f"{ROOT}/{name}")  # of a fixed date
-    header = archive.fp.tell() + zipfile.sizeFileHeader + len(entry.filename)
+    header = archive.start_dir + _LOCAL_HEADER + len(entry.filename)
     padding = -(header + 4) % ALIGNMENT
     entry.extra = struct.pack("<2sH", b"FB", padding) + bytes(padding)
     archive.writestr(entry, content)
@@ -134,7 +135,7 @@ class _Pickler:
         for part in (key, "cpu", array.size):
             self.add(part)
         self.code += pickle.TUPLE + pickle.BINPERSID
-        for part in (0, array.shape, tuple(reversed(strides)), False):
-            self.add(part)
+        for value in (0, array.shape, tuple(reversed(strides)), False):
+            self.add(value)
         self._ordered_dict()  # hooks: none
         self.code += pickle.TUPLE + pickle.REDUCE

@@ -149,11 +149,11 @@ def _one_a_place(frames: list[Frame]) -> list[list[Frame]]:
     """Orders frames, and takes apart those that lie in the same place (phases of a scan)."""
     if any(frame.plane is None for frame in frames):
         return [sorted(frames, key=lambda f: (f.about.number, f.number or 0, f.blob.name))]
-    frames = sorted(frames, key=lambda f: (f.plane.position, f.about.number, f.blob.name))
+    frames = sorted(frames, key=lambda f: (f.placed.position, f.about.number, f.blob.name))
     stacks: list[list[Frame]] = []
     level, last = 0, None
     for frame in frames:
-        place = frame.plane.position
+        place = frame.placed.position
         level = level + 1 if last is not None and place - last < _SAME else 0
         last = place if level == 0 else last
         if level == len(stacks):
@@ -184,7 +184,7 @@ def _scan(name: str, frames: list[Frame], parts: int, options: InputOptions) -> 
         turn = frame.plane.turn if frame.plane else Turn()
         read = functools.partial(_read, sources[id(frame.header)], frame, turn, reading, options)
         place = frame.plane.affine(*frame.shape) if frame.plane else None
-        position = frame.plane.position if frame.plane else None
+        position = frame.placed.position if frame.plane else None
         pixel = frame.pixel[::-1] if turn.transpose else frame.pixel
         slices.append(
             Slice(frame.name, read, position, frame.about.number, turn, place, aspect_of(*pixel))
@@ -227,7 +227,7 @@ def _warnings(frames: list[Frame], planar: bool, parts: int) -> list[str]:
         )
     if planar:
         warnings += _distance_warnings(frames)
-        if not frames[0].plane.axial:
+        if not frames[0].placed.axial:
             warnings.append("the slices are not axial; the model has learned from axial ones only")
     elif len(frames) > 1:
         warnings.append("the headers tell no positions: slices are in the order of InstanceNumber")
@@ -288,7 +288,7 @@ def _read(
 
 
 def _distances(frames: list[Frame]) -> list[float]:
-    places = [frame.plane.position for frame in frames]
+    places = [frame.placed.position for frame in frames]
     return [after - before for before, after in itertools.pairwise(places)]
 
 
@@ -296,8 +296,8 @@ def _distance_warnings(frames: list[Frame]) -> list[str]:
     """What is odd about the distances between slices."""
     warnings = []
     if len(frames) > 1:
-        way = frames[-1].plane.origin - frames[0].plane.origin
-        along = abs(way @ frames[0].plane.normal) / np.linalg.norm(way)
+        way = frames[-1].placed.origin - frames[0].placed.origin
+        along = abs(way @ frames[0].placed.normal) / np.linalg.norm(way)
         tilt = np.degrees(np.arccos(min(along, 1.0)))
         if tilt > _TILTED:
             warnings.append(
@@ -323,7 +323,7 @@ def _distance_warnings(frames: list[Frame]) -> list[str]:
 
 def _spacing(frames: list[Frame]) -> tuple[float, float, float] | None:
     """Millimeters between slices (usual), rows and columns as shown."""
-    plane = frames[0].plane
+    plane = frames[0].placed
     rows, columns = plane.spacing[::-1] if plane.turn.transpose else plane.spacing
     distances = _distances(frames)
     if distances:

@@ -152,6 +152,17 @@ class Frame:
         )
 
     @property
+    def placed(self) -> Plane:
+        """The plane, of a frame whose header tells it.
+
+        Raises:
+          ValueError: the header does not.
+        """
+        if self.plane is None:
+            raise ValueError(f"{self.name} does not tell where it lies")
+        return self.plane
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns as stored."""
         return self.about.shape
@@ -302,7 +313,7 @@ def _plane(header: Any, number: int, count: int) -> Plane | None:
     spacing = _numbers(header, number, "PixelSpacing")
     if count > 1 and "PerFrameFunctionalGroupsSequence" not in header:
         return None  # one position cannot be that of all frames
-    if any(value is None for value in (orientation, spacing, origin)):
+    if orientation is None or origin is None or spacing is None:
         return None
     if (len(orientation), len(origin)) != (6, 3):
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from ssm_jax.scans.find import Blob
 from ssm_jax.scans.options import MIB, ScanError, check_unpacked, guarded, medical_library, visible
@@ -22,7 +22,7 @@ class _Bounded:
     Lengths in a header may be any; a file of zeros is millions of elements without a value.
     """
 
-    def __init__(self, stream: BinaryIO):
+    def __init__(self, stream: IO[bytes]):
         self._stream = stream
         self._size = stream.seek(0, io.SEEK_END)
         self._reads = _MOST_READS + self._size // _BYTES_A_READ

@@ -48,14 +48,15 @@ def dicom_seg(path: pathlib.Path, scan: Scan, labels: Mapping[int, np.ndarray]) 
     highdicom = medical_library("highdicom")
     medical_library("highdicom.seg")
     frames: list[Frame | None] = scan.origin.frames
-    many = frames[0].number is not None
-    used = [k for k, frame in enumerate(frames) if frame is not None and (many or k in labels)]
+    known = [(k, frame) for k, frame in enumerate(frames) if frame is not None]
+    many = known[0][1].number is not None
+    used = [(k, frame) for k, frame in known if many or k in labels]
     if many:  # the file's own order
-        used.sort(key=lambda k: frames[k].number)
-    empty = np.zeros(frames[0].shape, np.uint8)
-    volume = np.stack([labels.get(k, empty) for k in used])
+        used.sort(key=lambda pair: pair[1].number or 0)
+    empty = np.zeros(known[0][1].shape, np.uint8)
+    volume = np.stack([labels.get(k, empty) for k, _ in used])
     try:
-        sources = _sources([frames[k] for k in used], scan.spacing)
+        sources = _sources([frame for _, frame in used], scan.spacing)
         _segmentation(highdicom, sources, volume).save_as(path)
     # Headers lack what the standard asks for in many ways.
     except Exception as error:
@@ -129,21 +130,21 @@ def _put(source: Any, *groups: Any) -> None:
 
 def _orientation(pydicom, frame: Frame) -> Any:
     group = pydicom.Dataset()
-    directions = (*frame.plane.along_row, *frame.plane.along_column)
+    directions = (*frame.placed.along_row, *frame.placed.along_column)
     group.ImageOrientationPatient = _decimals(pydicom, directions)
     return group
 
 
 def _measures(pydicom, frame: Frame, thickness: float) -> Any:
     group = pydicom.Dataset()
-    group.PixelSpacing = _decimals(pydicom, frame.plane.spacing)
+    group.PixelSpacing = _decimals(pydicom, frame.placed.spacing)
     (group.SliceThickness,) = _decimals(pydicom, [thickness])
     return group
 
 
 def _position(pydicom, frame: Frame) -> Any:
     group = pydicom.Dataset()
-    group.ImagePositionPatient = _decimals(pydicom, frame.plane.origin)
+    group.ImagePositionPatient = _decimals(pydicom, frame.placed.origin)
     return group
 
 

@@ -13,7 +13,7 @@ import os
 import pathlib
 import stat
 import zipfile
-from typing import BinaryIO
+from typing import IO
 
 from ssm_jax.scans.options import MIB, InputOptions, ScanError, check_unpacked, guarded
 
@@ -71,7 +71,7 @@ class Blob:
             return os.path.getsize(self.path)
         return self.archive.open().infolist()[self.member].file_size
 
-    def open(self) -> BinaryIO:
+    def open(self) -> IO[bytes]:
         """A stream of the content.
 
         Raises:
@@ -97,7 +97,7 @@ class Blob:
         with guarded("cannot be read"), self.open() as stream:
             return stream.read(_HEAD)
 
-    def seekable(self) -> BinaryIO:
+    def seekable(self) -> IO[bytes]:
         """A stream for random access: the file, or the member in memory.
 
         Raises:

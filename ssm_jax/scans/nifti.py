@@ -223,7 +223,7 @@ def _get(header, name: str):
 def _code(header, name: str) -> int:
     """What a form's coordinates are, as in the source; 1 (a scanner's) where it does not tell."""
     code = _get(header, name) if header is not None else None
-    return int(code) if code in range(1, 6) else 1
+    return int(code) if code is not None and code in range(1, 6) else 1
 
 
 def _stored(volume: NiftiVolume) -> tuple[Stored, float]:
@@ -233,7 +233,7 @@ def _stored(volume: NiftiVolume) -> tuple[Stored, float]:
         plane = volume.plane(index)
         if plane.dtype.kind == "f":
             finite = np.isfinite(plane)
-            undefined += plane.size - np.count_nonzero(finite)
+            undefined += plane.size - int(np.count_nonzero(finite))
             plane = plane[finite]
         if plane.size:
             lows.append(float(plane.min()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -33,7 +33,7 @@ class Picture:
     def __init__(self, blob: Blob, options: InputOptions):
         """Takes the file, and limits."""
         self._blob, self._options = blob, options
-        self._stream: BinaryIO | None = None
+        self._stream: IO[bytes] | None = None
         self._image: Image.Image | None = None
         self.pages, self.deep, self.undefined, self.animated = 1, 0, 0, False
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -19,7 +19,8 @@ from ssm_jax.scans.result import ScanResult, SliceResult
 from ssm_jax.scans.source import Scan, Slice
 from ssm_jax.scans.summary import summarize, thicknesses
 
-A, B = TypeVar("A"), TypeVar("B")
+A = TypeVar("A")
+B = TypeVar("B")
 _IN_BODY = 0.9  # share of the lesions' volume below which there is a warning
 Shown = Callable[[int, np.ndarray, Prediction], None]
 
@@ -152,13 +153,13 @@ def _count(
 ) -> _Counts:
     """Counts the pixels of one slice that was predicted."""
     lesions = label_map(prediction) > 0
-    lesion = in_body = np.count_nonzero(lesions)
+    lesion = in_body = int(np.count_nonzero(lesions))
     in_lung = of_lung = 0
     if scan.tissue is not None and lesion:
-        in_body = np.count_nonzero(lesions & body_mask(image, scan.tissue))
+        in_body = int(np.count_nonzero(lesions & body_mask(image, scan.tissue)))
     if lung is not None and slice_.affine is not None:
         within = lung.of_slice(slice_, *lesions.shape)
-        in_lung, of_lung = np.count_nonzero(lesions & within), np.count_nonzero(within)
+        in_lung, of_lung = (int(np.count_nonzero(x)) for x in (lesions & within, within))
     return _Counts(lesion, in_body, in_lung, of_lung)
 
 
@@ -183,9 +184,10 @@ def _together(
         in_body=counts.lesion_in_body if scan.tissue is not None else None,
     )
     warnings = list(scan.warnings)
-    if summary is not None and (summary.body_share or 1) < _IN_BODY:
+    in_body = None if summary is None else summary.body_share
+    if in_body is not None and in_body < _IN_BODY:
         warnings.append(
-            f"{1 - summary.body_share:.0%} of the lesions by volume lie outside of the body, where "
+            f"{1 - in_body:.0%} of the lesions by volume lie outside of the body, where "
             "there are none (the table, or what lies on it?); look at them"
         )
     return ScanResult(scan.name, scan.kind, dict(scan.facts), warnings, results, summary)
@@ -194,7 +196,7 @@ def _together(
 def _ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
     """Yields what a function gives for each item, at work on the next one in a thread."""
     with ThreadPoolExecutor(1) as pool:
-        waiting = None
+        waiting: Future[B] | None = None
         for item in items:
             ready, waiting = waiting, pool.submit(function, item)
             if ready is not None:
@@ -205,7 +207,7 @@ def _ahead(function: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
 
 def _read_all(slices: list[Slice]) -> list[tuple[Slice, np.ndarray | None, str | None]]:
     """The pixels of slices, or else why there are none."""
-    batch = []
+    batch: list[tuple[Slice, np.ndarray | None, str | None]] = []
     for slice_ in slices:
         # Whatever a damaged file does, the other slices are still predicted.
         try:

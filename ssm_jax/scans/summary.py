@@ -17,7 +17,7 @@ def summarize(
     predictions: Sequence[Prediction | None],
     areas: Sequence[float],
     rule: str = "mean",
-    voxel_ml: Sequence[float] | None = None,
+    voxel_ml: Sequence[float] | np.ndarray | None = None,
     in_lung: tuple[float, float] | None = None,
     in_body: Sequence[float] | None = None,
 ) -> ScanSummary | None:
@@ -39,21 +39,21 @@ def summarize(
     """
     if rule not in RULES:
         raise ValueError(f"the rule must be one of {', '.join(RULES)}, not {rule!r}")
-    read = [k for k, prediction in enumerate(predictions) if prediction is not None]
+    read = {k: prediction for k, prediction in enumerate(predictions) if prediction is not None}
     if not read:
         return None
-    shares = np.stack([predictions[k].class_probabilities for k in read])  # [n, K]
+    shares = np.stack([prediction.class_probabilities for prediction in read.values()])  # [n, K]
     classes = shares.shape[1]
-    telling = _telling(predictions, read, shares, areas)
+    telling = _telling(read, shares, areas)
     own = shares.argmax(axis=1) if classes else np.zeros(0, int)
     per_class = np.bincount(own, minlength=classes)[:classes]
     if rule == "vote":
         together = per_class / len(read)
     elif rule == "telling":
-        together = np.mean([predictions[k].class_probabilities for k in telling], axis=0)
+        together = np.mean([read[k].class_probabilities for k in telling], axis=0)
     else:
         together = shares.mean(axis=0, dtype=np.float64)
-    has_masks = any(predictions[k].masks is not None for k in read)
+    has_masks = any(prediction.masks is not None for prediction in read.values())
     lesion_ml = None
     if voxel_ml is not None and has_masks:
         lesion_ml = float(np.dot(areas, voxel_ml))
@@ -96,7 +96,7 @@ def thicknesses(positions: Sequence[float | None], usual: float) -> np.ndarray:
     return found
 
 
-def _telling(predictions, read, shares, areas) -> list[int]:
+def _telling(read, shares, areas) -> list[int]:
     """Slices with the least probability of the normal class, then the most lesion, then in order.
 
     A model that only segments has no classes: the scores of detections decide.
@@ -104,6 +104,6 @@ def _telling(predictions, read, shares, areas) -> list[int]:
     if shares.shape[1]:
         normal = shares[:, 0]
     else:
-        normal = [-float(predictions[k].scores.sum()) for k in read]
+        normal = [-float(prediction.scores.sum()) for prediction in read.values()]
     ranked = sorted(zip(normal, [-areas[k] for k in read], read, strict=True))
     return [k for _, _, k in ranked[:_TELLING]]
