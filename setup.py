@@ -66,7 +66,7 @@ setup(
             *MEDICAL,
             *SERVE,
             "beartype>=0.21,<1",
-            "httpx>=0.27,<1",  # starlette's test client
+            "httpx2>=2,<3",  # starlette's test client
             "hypothesis>=6.100,<7",
             "import-linter>=2.5,<3",
             "matplotlib>=3.9,<4",

@@ -66,7 +66,7 @@ def run_suite(suite: str, repeats: int) -> list[dict]:
 
 
 def machine() -> dict[str, str | int]:
-    """What the figures were taken on."""
+    """The machine that the figures were taken on."""
     import jax
 
     device = jax.devices()[0]

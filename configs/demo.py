@@ -1,6 +1,6 @@
 """The single-shot model made small for a laptop CPU: minutes, no data needed.
 
-    python -m experiments.main --config=configs/demo.py
+    ssm-jax train --config=demo
 
 The same model and algorithm as `scratch_r18.py` on smaller phantom slices: two residual blocks,
 128-pixel slices, two pairs of slices an iteration, a higher learning rate that decays, and the

@@ -1,6 +1,6 @@
 """Stage I: the segmentation model alone, from which SSM and SSM^2 start (paper, figure 1).
 
-    python -m experiments.main --config=configs/pretrain.py:VARIANT --config.data.seg_dir=DIR
+    ssm-jax train --config=pretrain:VARIANT --config.data.seg_dir=DIR
 
 VARIANT is the backbone: r18_2, r18_3 (default), r34_2 or r34_3 (the paper's R18*, R18**, R34* and
 R34**). 50 epochs of the segmentation slices, batch size 1, learning rate 1e-5, weight decay 1e-3

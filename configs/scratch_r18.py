@@ -1,6 +1,6 @@
 """SSM^S R18**: the paper's best model, trained from scratch, both RoI branches at once.
 
-    python -m experiments.main --config=configs/scratch_r18.py \
+    ssm-jax train --config=scratch_r18 \
         --config.data.seg_dir=DIR --config.data.cls_dir=DIR
 
 50 epochs of 3000 classification slices at batch size 1, learning rate 1e-5, weight decay 1e-3,

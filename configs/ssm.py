@@ -1,11 +1,11 @@
 """SSM: pretrained, one RoI branch that both segmentation and module S read (paper, section 3.2).
 
-    python -m experiments.main --config=configs/ssm.py:VARIANT \
+    ssm-jax train --config=ssm:VARIANT \
         --config.init_from=runs/pretrain_VARIANT \
         --config.data.seg_dir=DIR --config.data.cls_dir=DIR
 
 VARIANT is the backbone: r18_2, r18_3 (default), r34_2 or r34_3 (the paper's R18*, R18**, R34* and
-R34**); `configs/pretrain.py` makes the checkpoint. 50 epochs of the classification slices, batch
+R34**); `pretrain.py` makes the checkpoint. 50 epochs of the classification slices, batch
 size 1, learning rate 1e-5, weight decay 1e-3. Segmentation steps train all but module S,
 classification steps module S and the backbone (update rule 2).
 """

@@ -1,6 +1,6 @@
 """SSM^S: from scratch, two RoI branches, the second copied on a best loss (paper, section 3.3).
 
-    python -m experiments.main --config=configs/ssm_s.py:VARIANT \
+    ssm-jax train --config=ssm_s:VARIANT \
         --config.data.seg_dir=DIR --config.data.cls_dir=DIR
 
 VARIANT is the backbone: r18_2, r18_3 (default, the same run as `scratch_r18.py`), r34_2 or r34_3

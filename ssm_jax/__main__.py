@@ -6,6 +6,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import ssm_jax
+
 COMMANDS = {
     "train": "train a model, evaluate it, and keep checkpoints",
     "predict": "find lesions and the class of slices and scans",
@@ -17,7 +19,6 @@ COMMANDS = {
     "import-reference": "read weights of the reference implementation",
     "export-reference": "write weights that the reference implementation reads",
 }
-HELP = ("-h", "-help", "--help", "--helpshort", "--helpfull")
 
 
 def overview() -> str:
@@ -43,20 +44,19 @@ def run(arguments: Sequence[str]) -> None:
       SystemExit: the command failed; the code is a line of text, or a number.
     """
     name, *rest = arguments or ["--help"]
-    if name in (*HELP, "help"):
+    if name in ("-h", "help", "--help", "--helpfull"):
         print(overview())
         return
     if name == "--version":
-        from ssm_jax import __version__
-
-        print(f"ssm-jax {__version__}")
+        print(f"ssm-jax {ssm_jax.__version__}")
         return
     from ssm_jax.cli import common, flags
 
     if name not in COMMANDS:
         near = flags.nearest(name, list(COMMANDS))
         sys.exit(f"error: there is no command {name!r}{near or '; ssm-jax --help lists them'}")
-    program = importlib.import_module(f"ssm_jax.cli.{name.replace('-', '_')}")
+    with common.one_line_errors():  # Ctrl-C may come while modules are imported
+        program = importlib.import_module(f"ssm_jax.cli.{name.replace('-', '_')}")
     common.run(f"ssm-jax {name}", program.__doc__ or "", program.Flags, program.main, rest)
 
 

@@ -1,4 +1,4 @@
-"""What the programs share: reading the command line, quiet logs, and errors in one line."""
+"""Shared by the programs: reading the command line, quiet logs, errors in one line."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ class Loaded:
         return Predictor(self.config, self.variables, **self._thresholds, **settings)
 
     def facts(self) -> dict[str, str]:
-        """What people want to know of it: label and value, in reading order."""
+        """Lines for people about the model: label and value, in reading order."""
         import jax
 
         from ssm_jax.classes import long_names

@@ -91,7 +91,7 @@ class Flags:
 
 
 def describe(report: dict) -> list[str]:
-    """What a set has, as lines for the terminal.
+    """The contents of a set, as lines for the terminal.
 
     Args:
       report: see `prepare.Result`.

@@ -140,7 +140,7 @@ def test_check_only(tmp_path):
 
 
 def test_data_dir_inside_the_source(tmp_path):
-    """What was prepared is not read as more source files."""
+    """Prepared files are not read as more source files."""
     flags = trees.ct_classes(tmp_path / "data", "covidx")
     run(tmp_path, **flags)
     result = run(tmp_path, **flags, name="again")

@@ -14,9 +14,9 @@ from PIL import Image
 
 pytest.importorskip("starlette", reason="the extra ssm-jax[serve] is not installed")
 pytest.importorskip("python_multipart", reason="the extra ssm-jax[serve] is not installed")
-pytest.importorskip("httpx", reason="a client of the server")
+pytest.importorskip("httpx2", reason="a client of the server")
 
-import httpx
+import httpx2
 
 from ssm_jax.checkpoints import save_model
 from ssm_jax.config import ModelConfig
@@ -65,7 +65,7 @@ def test_a_slice_gives_what_the_model_predicts(tmp_path):
         image = np.random.default_rng(0).integers(0, 256, (70, 50), np.uint8)
         file = io.BytesIO()
         Image.fromarray(image).save(file, "PNG")
-        with httpx.Client(base_url=address[1], timeout=60) as client:
+        with httpx2.Client(base_url=address[1], timeout=60) as client:
             status = worked_on(client, {"slice.png": file.getvalue(), "bad.nii": b"no volume"})
             assert status["state"] == "done", status
             base = f"/scans/{status['id']}"
