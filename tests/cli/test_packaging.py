@@ -48,9 +48,9 @@ def test_the_package_alone(site_packages):
 
 
 def test_all_of_the_package(site_packages):
-    kinds = (".py", ".css", ".js", ".json", ".html")
     for source, target in (("ssm_jax", "ssm_jax"), ("configs", "ssm_jax/configs")):
-        there = [path for path in (ROOT / source).rglob("*") if path.suffix in kinds]
+        files = (path for path in (ROOT / source).rglob("*") if path.is_file())
+        there = [path for path in files if "__pycache__" not in path.parts]
         assert len(there) > 5
         for path in there:
             packed = site_packages / target / path.relative_to(ROOT / source)
