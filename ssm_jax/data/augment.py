@@ -85,9 +85,9 @@ def segmentation(
     count = len(example.boxes)
     areas = np.bincount(moved.ravel(), minlength=count + 1)[1:]
     kept = np.flatnonzero(exceeds(areas, min_area, height, width))
-    numbers = np.zeros(count + 1, np.uint8)
+    numbers = np.zeros(256, np.uint8)
     numbers[kept + 1] = np.arange(1, len(kept) + 1)
-    instances = numbers[moved]
+    instances = cv2.LUT(moved, numbers)
     return dataclasses.replace(
         example,
         image=warp(image, matrix, cv2.INTER_LINEAR),
@@ -166,7 +166,7 @@ def change_grey(
         image = np.dstack([equalize(channel) for channel in np.moveaxis(image, 2, 0)])
     if augmentation.blur:
         image = cv2.GaussianBlur(image, (0, 0), max(rng.uniform(0, augmentation.blur), 1e-3))
-    image = grey_table(augmentation, rng)[image].reshape(shape)
+    image = cv2.LUT(image, grey_table(augmentation, rng)).reshape(shape)
     if augmentation.noise:
         deviation = np.float32(255 * rng.uniform(0, augmentation.noise))
         noise = deviation * rng.standard_normal(shape, np.float32)

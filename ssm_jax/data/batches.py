@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -136,7 +137,8 @@ class TrainBatches:
         if not augmentation.active:
             return source[index]
         rng = np.random.default_rng([self.seed, _CHANGES["seg"], step, row])
-        return augment.segmentation(augmentation, rng, source[index], source.min_area)
+        example = _fitted(source[index], self.datasets)
+        return augment.segmentation(augmentation, rng, example, source.min_area)
 
     def _classification(
         self, source: Source, step: int, row: int, index: int
@@ -172,8 +174,7 @@ def segmentation_arrays(example: SegmentationExample, datasets: Datasets) -> dic
     if shape != (height, width):
         image = resize_bilinear(image, *shape)
         instances = resize_nearest(instances, *shape)
-        ratio = np.array([shape[1] / width, shape[0] / height] * 2, np.float32)
-        boxes = boxes * ratio
+        boxes = boxes * _ratio(shape, (height, width))
     count, slots = len(boxes), datasets.max_objects
     valid = np.arange(slots) < count
     padded = np.zeros((slots, 4), np.float32)
@@ -188,6 +189,26 @@ def segmentation_arrays(example: SegmentationExample, datasets: Datasets) -> dic
         "labels": labels,
         "valid": valid,
     }
+
+
+def _fitted(example: SegmentationExample, datasets: Datasets) -> SegmentationExample:
+    """A slice at the size of training, in whole grey values: less to augment than the original."""
+    height, width = example.image.shape[:2]
+    shape = resized_shape(height, width, datasets.image_size, datasets.max_size)
+    if shape == (height, width):
+        return example
+    image = resize_bilinear(example.image.astype(np.float32), *shape)
+    return dataclasses.replace(
+        example,
+        image=np.rint(image).astype(np.uint8),
+        instances=resize_nearest(example.instances, *shape),
+        boxes=example.boxes * _ratio(shape, (height, width)),
+    )
+
+
+def _ratio(new: tuple[int, int], old: tuple[int, int]) -> np.ndarray:
+    """Factors [4] of boxes between two sizes (height, width)."""
+    return np.array([new[1] / old[1], new[0] / old[0]] * 2, np.float32)
 
 
 def classification_arrays(

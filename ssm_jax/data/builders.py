@@ -111,7 +111,7 @@ class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
 
 @dataclasses.dataclass
 class FolderConfig(tfds.core.BuilderConfig):
-    """Where a set comes from; make it with `FolderBuilder.config_of`.
+    """Names the folder of a set; make it with `FolderBuilder.config_of`.
 
     Attributes:
       root: the folder.

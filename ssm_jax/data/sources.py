@@ -25,7 +25,7 @@ class SegmentationExample:
       instances: uint8 [H, W], 0 background, k + 1 on object k.
       boxes: float32 [n, 4], XYXY.
       labels: int32 [n], lesion classes from 1.
-      folder: name of the folder that it comes from.
+      folder: name of the folder that it comes from; "" where there is one alone.
     """
 
     file: str
@@ -44,7 +44,7 @@ class ClassificationExample:
       file: its name; "<folder>/<name>" where the slices come from several folders.
       image: uint8 [H, W, C].
       label: class of the model, from 0 (see `ssm_jax.classes`).
-      folder: name of the folder that it comes from.
+      folder: name of the folder that it comes from; "" where there is one alone.
     """
 
     file: str
@@ -109,7 +109,8 @@ class Source(Sequence):
             raise IndexError(f"slice {index} of {len(self)} in the {self.name}")
         number, row = self._places[index]
         record = self._records[number][row]
-        return self._example(index, record, images.decode(record["image"]), self.folders[number])
+        folder = self.folders[number] if len(self.folders) > 1 else ""
+        return self._example(index, record, images.decode(record["image"]), folder)
 
     def _example(self, index: int, record: Mapping, image: np.ndarray, folder: str):
         raise NotImplementedError

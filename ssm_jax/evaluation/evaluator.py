@@ -29,6 +29,8 @@ class Evaluator:
       labels, predicted: true and predicted class of each classification slice.
       probabilities: class probabilities [K] of these slices; None where none were given.
       cls_files: their file names.
+      seg_folders: the folders of the segmentation slices; "" where there is one alone.
+      cls_folders: the folders of the classification slices.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class Evaluator:
         self.predicted: list[int] = []
         self.probabilities: list[np.ndarray | None] = []
         self.cls_files: list[str] = []
+        self.seg_folders: list[str] = []
+        self.cls_folders: list[str] = []
         self._coco_runs: dict[str, COCOeval] = {}
 
     def add_segmentation(
@@ -63,6 +67,7 @@ class Evaluator:
         truth_boxes: np.ndarray,
         truth_labels: np.ndarray | None = None,
         file_name: str = "",
+        folder: str = "",
     ) -> np.ndarray:
         """Adds the detections in one slice.
 
@@ -72,6 +77,7 @@ class Evaluator:
           truth_boxes: [M, 4] XYXY pixels of the original slice, without padding.
           truth_labels: int [M], lesion classes; default all 1.
           file_name: kept with the figures.
+          folder: has figures of its own; "": none.
 
         Returns:
           float64 [10]: the slice's AP at IoU 0.50, 0.55, ..., 0.95.
@@ -111,6 +117,7 @@ class Evaluator:
         self._coco_runs.clear()
         self.per_image.append(figures)
         self.seg_files.append(file_name)
+        self.seg_folders.append(folder)
         return figures
 
     def add_classification(
@@ -119,6 +126,7 @@ class Evaluator:
         label: int,
         probabilities: np.ndarray | None = None,
         file_name: str = "",
+        folder: str = "",
     ) -> None:
         """Adds the class of one slice.
 
@@ -128,6 +136,7 @@ class Evaluator:
           label: the true class.
           probabilities: float [K], for the calibration; without those of all slices there is none.
           file_name: kept with the figures.
+          folder: has figures of its own; "": none.
 
         Raises:
           ValueError: a class that does not exist, or another number of logits or probabilities.
@@ -145,6 +154,7 @@ class Evaluator:
         self.predicted.append(predicted)
         self.probabilities.append(None if probabilities is None else np.asarray(probabilities))
         self.cls_files.append(file_name)
+        self.cls_folders.append(folder)
 
     def confusion(self) -> np.ndarray:
         """Confusion matrix so far: int64 [K, K], rows truth."""
@@ -170,8 +180,9 @@ class Evaluator:
         "coco_segm_<figure>" and "coco_bbox_<figure>" for the twelve `coco.FIGURES`, "seg_slices",
         "objects", "detections". Classification (left out without classification slices): what
         `classification.classification_metrics` gives, "cls_slices", and "ece" where the class
-        probabilities are known. Figures that nothing defines are NaN (`files.json_ready`
-        makes them null).
+        probabilities are known. For every folder that was named "<folder>/<figure>": those of
+        per-image AP and classification, and numbers of slices. Figures that nothing defines are
+        NaN (`files.json_ready` makes them null).
         """
         metrics: dict[str, Any] = {}
         if self.per_image:
@@ -190,6 +201,27 @@ class Evaluator:
             reliability = self.reliability()
             if reliability is not None:
                 metrics["ece"] = reliability.ece
+        for folder in dict.fromkeys((*self.seg_folders, *self.cls_folders)):
+            if folder:
+                figures = self._folder_metrics(folder)
+                metrics |= {f"{folder}/{name}": value for name, value in figures.items()}
+        return metrics
+
+    def _folder_metrics(self, folder: str) -> dict[str, Any]:
+        """Figures of the slices of one folder."""
+        seg = [k for k, name in enumerate(self.seg_folders) if name == folder]
+        cls = [k for k, name in enumerate(self.cls_folders) if name == folder]
+        metrics: dict[str, Any] = {}
+        if seg:
+            metrics |= per_image_ap.summarize([self.per_image[k] for k in seg])
+            metrics["seg_slices"] = len(seg)
+        if cls:
+            pairs = [self.labels[k] for k in cls], [self.predicted[k] for k in cls]
+            confusion = classification.confusion_matrix(*pairs, len(self.image_classes))
+            metrics |= classification.classification_metrics(
+                confusion, self.image_classes, self.class_shares
+            )
+            metrics["cls_slices"] = len(cls)
         return metrics
 
 

@@ -17,14 +17,19 @@ def classification_patient(file: str) -> str | None:
 
     The class belongs to the name: sets number the patients of each class on their own.
     """
-    match = _CLASS_NAME.fullmatch(pathlib.PurePath(file).stem)
-    return match[1] if match else None
+    return _named(_CLASS_NAME, file)
 
 
 def segmentation_patient(file: str) -> str | None:
     """The scan of `<scan>_<slice>.jpg`, which stands for its patient; None for other names."""
-    match = _SCAN_NAME.fullmatch(pathlib.PurePath(file).stem)
-    return match[1] if match else None
+    return _named(_SCAN_NAME, file)
+
+
+def _named(form: re.Pattern, file: str) -> str | None:
+    """The first group of a name, after the folder that the file is in: patients are its own."""
+    path = pathlib.PurePath(file)
+    match = form.fullmatch(path.stem)
+    return str(path.with_name(match[1])) if match else None
 
 
 # By part of the data.

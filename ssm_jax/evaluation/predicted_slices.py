@@ -99,11 +99,18 @@ def evaluate(
             if part == "seg":
                 for example, found in zip(batch, predictor.predict_batch(images), strict=True):
                     evaluator.add_segmentation(
-                        found, example.instances, example.boxes, example.labels, example.file
+                        found,
+                        example.instances,
+                        example.boxes,
+                        example.labels,
+                        example.file,
+                        example.folder,
                     )
             else:
                 for example, row in zip(batch, predictor.class_logits(images), strict=True):
-                    evaluator.add_classification(row, example.label, softmax(row), example.file)
+                    evaluator.add_classification(
+                        row, example.label, softmax(row), example.file, example.folder
+                    )
     return evaluator
 
 

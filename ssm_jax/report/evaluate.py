@@ -122,6 +122,7 @@ def _config(
     for name in ("seg_dir", "cls_dir", "data_dir"):
         if getattr(options, name):
             config.data[name] = getattr(options, name)
+    config.data.seg_weights = config.data.cls_weights = ""  # of training, of other folders perhaps
     for name in ("score_threshold", "nms_threshold"):
         if getattr(options, name) is not None:
             config.eval[name] = getattr(options, name)

@@ -12,7 +12,7 @@ from ssm_jax.data import TrainBatches, augment, make_train_iterator, open_datase
 from ssm_jax.data.augment import Augmentation
 from ssm_jax.data.objects import lesion_objects
 from ssm_jax.data.sources import ClassificationExample, SegmentationExample
-from tests.helpers.data_tools import lesion_mask, noise, small_config
+from tests.helpers.data_tools import lesion_mask, noise, seg_folder, small_config
 
 MOVES = Augmentation(flip=0.5, scale=0.3, shift=0.1, rotate=20, crop=0.2)
 GREY = Augmentation(gain=0.3, offset=0.1, gamma=0.4, noise=0.05, blur=1.5, clahe=0.5)
@@ -231,3 +231,22 @@ def test_impossible_settings(field, value):
     config.data.augment[field] = value
     with pytest.raises(ValueError, match=rf"data\.augment\.{field}"):
         validate(config)
+
+
+def test_slices_are_changed_at_the_size_of_training(tmp_path):
+    """Boxes and masks are those of the resized slice; resized slices stay float."""
+    folder = seg_folder(tmp_path / "seg", ((128, 160),) * 3)
+    config = small_config(tmp_path / "cache", data__seg_dir=str(folder), model__image_classes=0)
+    config.model.branches = 1
+    plain = TrainBatches(open_datasets(config), 0, 3)[0]["seg"]
+    config.data.augment.flip = 1.0
+    flipped = TrainBatches(open_datasets(config), 0, 3)[0]["seg"]
+    assert flipped["image"].dtype == np.float32 and flipped["image"].shape == (3, 64, 96, 1)
+    assert (flipped["image_size"] == (64, 80)).all()
+    for name in ("image", "instances"):
+        mirrored, array = plain[name][:, :, 79::-1], flipped[name][:, :, :80]
+        np.testing.assert_allclose(array, mirrored, atol=0.51 / 255 if name == "image" else 0)
+        assert not flipped[name][:, :, 80:].any()
+    rows, columns = np.nonzero(flipped["instances"][0])
+    box = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
+    np.testing.assert_array_equal(flipped["boxes"][0, 0], box)

@@ -141,6 +141,8 @@ def test_patients_of_file_names():
     assert patients.segmentation_patient("1328_7.jpg") == "1328"
     assert patients.segmentation_patient("a_b_007.png") == "a_b"
     assert patients.segmentation_patient("slice7.png") is None
+    assert patients.segmentation_patient("hospital/a_7.png") == "hospital/a"
+    assert patients.classification_patient("hospital/2_96_1328_0035.png") == "hospital/2_96"
     numbers, known = patients.clusters(["b", "a", "b", "c"])
     assert known
     assert numbers.tolist() == [1, 0, 1, 2]

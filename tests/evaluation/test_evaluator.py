@@ -128,3 +128,30 @@ def test_run_lengths():
         rle.pairwise_iou(encoded, [rle.encode(masks[0, :5])])
     with pytest.raises(ValueError, match=r"\[H, W\]"):
         rle.encode(masks)
+
+
+def test_folders_have_figures_of_their_own():
+    """The figures of a folder are those of an evaluator that sees nothing else."""
+    rng = np.random.default_rng(0)
+    whole, alone = Evaluator(), {"a": Evaluator(), "b": Evaluator()}
+    truth = np.zeros((H, W), np.uint8)
+    truth[2:12, 3:9] = 1
+    for k in range(6):
+        folder = "ab"[k % 2]
+        found = truth if rng.random() < 0.5 else np.roll(truth, 4, axis=1)
+        arguments = (prediction([found > 0], [0.9], H, W), truth, [[3, 2, 9, 12]])
+        whole.add_segmentation(*arguments, folder=folder)
+        alone[folder].add_segmentation(*arguments)
+    for label in rng.integers(0, 3, 20):
+        output = int(rng.integers(0, 3))
+        whole.add_classification(output, label, folder="b")
+        alone["b"].add_classification(output, label)
+    metrics = whole.metrics()
+    assert "a/accuracy" not in metrics and metrics["b/cls_slices"] == 20
+    assert metrics["a/ap50"] != metrics["b/ap50"] or metrics["a/ap"] != metrics["b/ap"]
+    for folder, evaluator in alone.items():
+        expected = evaluator.metrics()
+        for name, value in metrics.items():
+            if name.startswith(f"{folder}/"):
+                np.testing.assert_equal(value, expected[name.removeprefix(f"{folder}/")])
+    assert {name for name in metrics if "/" not in name} >= {"ap50", "accuracy"}

@@ -20,14 +20,17 @@ AIR, FAT, TISSUE, BLOOD = -1000.0, -100.0, 45.0, 60.0
 class Anatomy:
     """One slice without vessels, lesions or noise.
 
-    image: float32 [size, size], Hounsfield units.
-    lung: float32 [size, size], share of the pixel inside a lung.
-    lung_shape, chest_shape: float32 [g, g], implicit lungs and chest wall (negative inside), on a
-      grid of g <= size cells that spans the same square.
-    x, y: float32 [g, g], anatomical coordinates (before rotation and shift) of that grid.
-    hila: the two points, (x, y) in image coordinates, where the vessels enter: image left, right.
-    level: 0 at the apex of the lungs, 1 at their base.
-    angle: rotation of the body in radians.
+    Attributes:
+      image: float32 [size, size], Hounsfield units.
+      lung: float32 [size, size], share of the pixel inside a lung.
+      lung_shape: float32 [g, g], implicit lungs (negative inside), on a grid of g <= size cells
+        that spans the same square.
+      chest_shape: float32 [g, g], the chest wall alike.
+      x: float32 [g, g], anatomical coordinate (before rotation and shift) of that grid.
+      y: float32 [g, g], the other one.
+      hila: the two points, (x, y) in image coordinates, where the vessels enter: image left, right.
+      level: 0 at the apex of the lungs, 1 at their base.
+      angle: rotation of the body in radians.
     """
 
     image: np.ndarray

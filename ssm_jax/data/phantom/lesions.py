@@ -22,9 +22,13 @@ SMALLEST = 0.0012  # share of the slice that the largest lesion has at least (31
 class Patch:
     """One lesion: an ellipse to be warped by noise.
 
-    center, radii (along and across `angle`), angle: in half image widths and radians.
-    rim: HU that the ground glass adds to the lung. core: radius of the consolidated part relative
-    to the whole, 0 for none. softness: width of the ground-glass edge.
+    Attributes:
+      center: (x, y) in half image widths.
+      radii: along and across `angle`, in half image widths.
+      angle: in radians.
+      rim: HU that the ground glass adds to the lung.
+      core: radius of the consolidated part relative to the whole, 0 for none.
+      softness: width of the ground-glass edge, relative to the radii.
     """
 
     center: tuple[float, float]
@@ -37,10 +41,12 @@ class Patch:
 
 @dataclasses.dataclass
 class Lesions:
-    """Painted lesions, each float32 [size, size].
+    """Painted lesions.
 
-    ground_glass: HU to add. consolidation: share of the pixel that is consolidated. labels: uint8
-    [size, size], 2 where ground glass, 3 where consolidation, 0 elsewhere.
+    Attributes:
+      ground_glass: float32 [size, size], HU to add.
+      consolidation: float32 [size, size], share of the pixel that is consolidated.
+      labels: uint8 [size, size], mask values of ground glass and consolidation, 0 elsewhere.
     """
 
     ground_glass: np.ndarray

@@ -19,7 +19,13 @@ MARK = "prepared.json"  # in a folder that `standard_tree` finished
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of a split list: its number from 1, and its words."""
+    """A line of the list of a split.
+
+    Attributes:
+      split: "train", "val" or "test".
+      number: of the line, from 1.
+      words: of the line.
+    """
 
     split: str
     number: int
@@ -32,7 +38,9 @@ class Line:
 class SourceFiles:
     """The pictures under a folder, found once, looked up by name.
 
-    root: the folder. paths: relative path -> file.
+    Attributes:
+      root: the folder.
+      paths: relative path -> file.
     """
 
     def __init__(self, root: pathlib.Path):

@@ -59,10 +59,13 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What came of it.
+    """The result of a preparation.
 
-    tree: the prepared folder. report: as in the JSON file. report_file: that file. done_before:
-    whether an earlier run had prepared the same, so that this one did nothing.
+    Attributes:
+      tree: the prepared folder.
+      report: the content of the report's file.
+      report_file: that JSON file.
+      done_before: whether an earlier run had prepared the same, so that this one did nothing.
     """
 
     tree: pathlib.Path
@@ -142,12 +145,12 @@ def _read(options, files, lists, findings) -> list[Slice]:
 
 
 def _key_options(options: Options) -> list[str]:
-    """What makes another report or folder of the same files."""
+    """The options that change the report or the folder made of the same files."""
     return [options.dataset, options.link, str(options.min_area), *sorted(options.tolerated)]
 
 
 def _channels(slices: Sequence[Slice]) -> int:
-    """What the builder will take: the channels of the first training slice by name."""
+    """The channels of the first training slice by name, which the builder takes for the set's."""
     train = [item for item in slices if item.split == "train"]
     return channels_of(item.path for item in sorted(train, key=lambda item: item.name))
 
