@@ -10,7 +10,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -159,7 +158,7 @@ class Plan:
         return config
 
     def record(self, system: System) -> dict[str, Any]:
-        """What was noted of a run: command, status, seconds, machine; empty if there was none."""
+        """What was noted of a run: command, status, machine; empty if there was none."""
         return _read_json(self.folder(system) / RECORD_FILE)
 
     def metrics(self, system: System) -> dict[str, Any]:
@@ -217,7 +216,7 @@ def run_program(command: Sequence[str]) -> int:
 
 
 def run_system(plan: Plan, system: System, runner: Callable[[Sequence[str]], int]) -> None:
-    """Runs a system to its end, unless it is finished; time spent before counts too.
+    """Runs a system to its end, unless it is finished.
 
     Args:
       plan: says where and how.
@@ -235,14 +234,10 @@ def run_system(plan: Plan, system: System, runner: Callable[[Sequence[str]], int
             f"{folder} holds a run of another seed or budget; choose another --workdir"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    started, status = time.monotonic(), None
-    try:
-        status = runner(command)
-    finally:
-        seconds = record.get("seconds", 0.0) + time.monotonic() - started
-        machine = f"{os.cpu_count()} cores ({platform.machine()})"
-        note = {"command": command, "status": status, "seconds": seconds, "machine": machine}
-        write_json(folder / RECORD_FILE, note)
+    machine = f"{os.cpu_count()} cores ({platform.machine()})"
+    write_json(folder / RECORD_FILE, {"command": command, "status": None, "machine": machine})
+    status = runner(command)
+    write_json(folder / RECORD_FILE, {"command": command, "status": status, "machine": machine})
     if status != 0:
         raise ReproduceError(f"exit status {status}: {shlex.join(command)}")
     if not plan.metrics(system):
@@ -319,11 +314,16 @@ def _row(plan: Plan, system: System) -> list[str]:
     every, segmentation, classification = parameter_counts(plan.config(system))
     trained = f"{segmentation:,}" + (f" / {classification:,}" if classification else "")
     figures = [_number(metrics.get(name), form) for name, form in FIGURES.values()]
-    parts = [system, system.pretraining] if system.pretraining else [system]
-    known = metrics and all(plan.metrics(part) for part in parts)
-    seconds = sum(plan.record(part)["seconds"] for part in parts) if known else None
+    seconds = _training_seconds(plan.folder(system)) if metrics else None
     minutes = _number(None if seconds is None else seconds / 60, ".1f")
     return [system.title, f"{every:,}", trained, *figures, minutes]
+
+
+def _training_seconds(folder: pathlib.Path) -> float | None:
+    """With those of the pretraining that the run started from."""
+    from ssm_jax.checkpoints import FOLDER, read_info, step_folders
+
+    return read_info(step_folders(folder / FOLDER)[-1]).seconds
 
 
 def _number(value: float | None, form: str) -> str:

@@ -7,9 +7,10 @@ overridden on the command line: `--config.train.learning_rate=1e-4`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -28,6 +29,143 @@ VARIANTS = {
     "r34_2": ("resnet34", 2),
     "r34_3": ("resnet34", 3),
 }
+
+
+class Possible(NamedTuple):
+    """Values that a field can have: a test, and what it says."""
+
+    holds: Callable[[Any], bool]
+    text: str
+
+
+def _choice(*values: Any) -> Possible:
+    """A few values; 2.0 is not 2."""
+    return Possible(
+        lambda value: any(type(value) is type(v) and value == v for v in values),
+        ", ".join(map(repr, values)),
+    )
+
+
+def _whole(low: int, high: float = math.inf, multiple: int = 1) -> Possible:
+    kind = "whole numbers" if multiple == 1 else f"multiples of {multiple}"
+    end = "" if high == math.inf else f" to {high}"
+    return Possible(
+        lambda value: type(value) is int and low <= value <= high and value % multiple == 0,
+        f"{kind} from {low}{end}",
+    )
+
+
+def _numbers(low: float, high: float = math.inf, above: bool = False) -> Possible:
+    """Finite numbers; `above`: `low` is none of them."""
+
+    def holds(value: Any) -> bool:
+        is_number = type(value) in (int, float) and math.isfinite(value)
+        return is_number and low <= value <= high and not (above and value == low)
+
+    end = "" if high == math.inf else f" to {high:g}"
+    return Possible(holds, f"numbers {'above' if above else 'from'} {low:g}{end}")
+
+
+def _lists(possible: Possible) -> Possible:
+    return Possible(
+        lambda value: type(value) in (list, tuple) and value and all(map(possible.holds, value)),
+        f"lists of {possible.text}",
+    )
+
+
+def _text(signs: str, text: str, *others: str) -> Possible:
+    """Texts without some signs, and but for some."""
+    return Possible(lambda v: isinstance(v, str) and not {*v} & {*signs} and v not in others, text)
+
+
+SHARE, COUNT = _numbers(0, 1), _whole(0)
+PATH, NAME = _text("\0", "paths"), _text("/\\\0", "names of a subfolder", "", ".", "..")
+# What the fields of the model can be: those of a run's configuration, and those of a checkpoint's.
+MODEL_VALUES = {
+    "backbone": _choice(*BACKBONES),
+    "blocks": _choice(2, 3),
+    "branches": _choice(1, 2),
+    "num_classes": _whole(2, 256),
+    "image_classes": _choice(*FILE_CLASSES),
+    "image_size": _whole(32, 4096, multiple=32),
+    "max_size": _whole(32, 8192),
+    "bn_momentum": SHARE,
+    "bn_statistics": _choice(*BN_STATISTICS),
+    "anchor_sizes": _lists(_numbers(0, 4096, above=True)),
+    "anchor_ratios": _lists(_numbers(0, 1000, above=True)),
+    "rpn_pre_nms": _whole(1, 1_000_000),
+    "rpn_post_nms": _whole(1, 1_000_000),
+    "rpn_nms_threshold": SHARE,
+    "rpn_batch": _whole(1, 1_000_000),
+    "rpn_positives": COUNT,
+    "roi_batch": _whole(1, 1_000_000),
+    "roi_positives": COUNT,
+    "selection_size": _whole(1, 100_000),
+    "selection_nms_threshold": SHARE,
+    "max_detections": _whole(1, 100_000),
+    "dtype": _choice(*DTYPES),
+}
+# The same of the other fields of a run.
+RUN_VALUES = {
+    "seed": _whole(0, 2**32 - 1),
+    "init_from": PATH,
+    "backbone.init": PATH,
+    "data.seg_dir": PATH,
+    "data.cls_dir": PATH,
+    "data.data_dir": PATH,
+    "data.train_split": NAME,
+    "data.test_split": NAME,
+    "data.mask_type": _choice(*LESION_CLASSES),
+    "data.min_area": COUNT,
+    "data.max_objects": _whole(0, 255),
+    "data.threads": _whole(1, 1024),
+    "data.prefetch": _whole(0, 100_000),
+    "data.phantom.seed": COUNT,
+    "data.phantom.size": _whole(1, 4096),
+    "data.phantom.seg_train": _whole(1, 10_000_000),
+    "data.phantom.seg_test": _whole(1, 10_000_000),
+    "data.phantom.cls_train": _whole(1, 10_000_000),
+    "data.phantom.cls_test": _whole(1, 10_000_000),
+    **{
+        f"data.augment.{name}": _numbers(0)
+        for name in ("scale", "shift", "rotate", "gain", "offset", "gamma", "noise", "blur")
+    },
+    "data.augment.flip": SHARE,
+    "data.augment.clahe": SHARE,
+    "data.augment.crop": _numbers(0, 0.9),
+    "train.batch_size": _whole(1, 65_536),
+    "train.epochs": _whole(1),
+    "train.max_steps": COUNT,
+    "train.learning_rate": _numbers(0, above=True),
+    "train.module_s_learning_rate": _numbers(0),
+    "train.schedule": _choice(*SCHEDULES),
+    "train.end_learning_rate": _numbers(0),
+    "train.warmup_steps": COUNT,
+    "train.classification_from": COUNT,
+    "train.weight_decay": _numbers(0),
+    "train.pretrained": _choice(False, True),
+    "train.update_rule": _choice(*UPDATE_RULES),
+    "train.copy_rule": _choice(*COPY_RULES),
+    "train.copy_ema": SHARE,
+    "eval.every_steps": COUNT,
+    "eval.max_slices": COUNT,
+    "eval.batch_size": _whole(1, 65_536),
+    "eval.score_threshold": SHARE,
+    "eval.nms_threshold": SHARE,
+    "eval.bn_slices": COUNT,
+    "eval.overlays": COUNT,
+    "checkpoint.every_steps": COUNT,
+    "checkpoint.keep_last": _whole(1),
+    "checkpoint.best_metric": PATH,
+    "log.every_steps": _whole(1),
+}
+
+
+def _check(value: Any, possible: Possible, name: str, why: str = "") -> None:
+    """Raises ValueError, which names the field, its value and what is possible."""
+    if not possible.holds(value):
+        told = f"{possible.text} ({why})" if why else possible.text
+        raise ValueError(f"config.{name}={value!r} is not possible; choose from {told}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,18 +200,14 @@ class ModelConfig:
     dtype: str = "float32"  # of convolutions and dense layers; or bfloat16, for accelerators
 
     def __post_init__(self):
-        _check(self.backbone in BACKBONES, "model.backbone", self.backbone, BACKBONES)
-        _check(self.blocks in (2, 3), "model.blocks", self.blocks, (2, 3))
-        _check(self.branches in (1, 2), "model.branches", self.branches, (1, 2))
-        _check(self.image_size % 32 == 0, "model.image_size", self.image_size, "multiples of 32")
-        _check(self.num_classes >= 2, "model.num_classes", self.num_classes, "numbers from 2")
-        possible = tuple(FILE_CLASSES)
-        _check(self.image_classes in possible, "model.image_classes", self.image_classes, possible)
-        kind = self.bn_statistics
-        _check(kind in BN_STATISTICS, "model.bn_statistics", kind, BN_STATISTICS)
-        _check(self.dtype in DTYPES, "model.dtype", self.dtype, DTYPES)
+        for name, possible in MODEL_VALUES.items():
+            _check(getattr(self, name), possible, f"model.{name}")
         if not self.image_classes:
-            _check(self.branches == 1, "model.branches", self.branches, "(1,) without module S")
+            _check(self.branches, _choice(1), "model.branches", "without module S")
+        for name in ("rpn", "roi"):
+            most = _whole(0, getattr(self, f"{name}_batch"))
+            field = f"{name}_positives"
+            _check(getattr(self, field), most, f"model.{field}", f"of model.{name}_batch")
 
     @property
     def stride(self) -> int:
@@ -95,11 +229,6 @@ class ModelConfig:
             k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()
         }
         return cls(**as_tuples)
-
-
-def _check(condition: bool, name: str, value: Any, allowed: Any) -> None:
-    if not condition:
-        raise ValueError(f"config.{name}={value!r} is not possible; choose from {allowed}")
 
 
 def default_config() -> ml_collections.ConfigDict:
@@ -204,27 +333,19 @@ def variant_of(model: ModelConfig | ml_collections.ConfigDict) -> str:
 
 
 def validate(config: ml_collections.ConfigDict) -> ModelConfig:
-    """Checks the values that would otherwise fail late; returns the model section.
+    """Checks all that can be checked before there are data; returns the model section.
 
     Raises:
       ValueError: names the field, its value and what is possible.
     """
-    train = config.train
-    _check(train.update_rule in UPDATE_RULES, "train.update_rule", train.update_rule, UPDATE_RULES)
-    _check(train.copy_rule in COPY_RULES, "train.copy_rule", train.copy_rule, COPY_RULES)
-    _check(train.schedule in SCHEDULES, "train.schedule", train.schedule, SCHEDULES)
-    for name in ("batch_size", "epochs"):
-        _check(train[name] >= 1, f"train.{name}", train[name], "numbers from 1")
-    start = train.classification_from
-    _check(start >= 0, "train.classification_from", start, "numbers from 0")
-    _check(config.data.max_objects <= 255, "data.max_objects", config.data.max_objects, "0 to 255")
-    for name, value in config.data.augment.items():
-        most = {"flip": 1, "clahe": 1, "crop": 0.9}.get(name, math.inf)
-        possible = "numbers from 0" + (f" to {most}" if most < math.inf else "")
-        _check(0 <= value <= most, f"data.augment.{name}", value, possible)
-    mask_types = tuple(LESION_CLASSES)
-    _check(config.data.mask_type in mask_types, "data.mask_type", config.data.mask_type, mask_types)
-    model = ModelConfig.from_mapping(config.model.to_dict())
+    for name, possible in RUN_VALUES.items():
+        *sections, field = name.split(".")
+        section = functools.reduce(lambda part, key: part[key], sections, config)
+        _check(section[field], possible, name)
+    train, model = config.train, ModelConfig.from_mapping(config.model.to_dict())
+    if train.max_steps and model.image_classes:
+        both = _whole(0, train.max_steps - 1)
+        _check(train.classification_from, both, "train.classification_from", "below max_steps")
     lesions = len(LESION_CLASSES[config.data.mask_type])
     if model.num_classes != lesions + 1:
         raise ValueError(

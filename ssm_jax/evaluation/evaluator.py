@@ -225,6 +225,15 @@ class Evaluator:
         return metrics
 
 
+def ranking_figures(image_classes: Sequence[str]) -> list[str]:
+    """Names of the figures that a model of these image classes can be ranked by, larger better."""
+    names = ["ap50", "ap75", "ap"]
+    names += [f"coco_{kind}_{figure}" for kind in coco.KINDS for figure in coco.FIGURES]
+    if image_classes:
+        names += classification.stacked_metrics(np.eye(len(image_classes)), image_classes)
+    return names
+
+
 def summary(metrics: Mapping[str, Any]) -> str:
     """The main figures in one line."""
     return ", ".join(

@@ -38,6 +38,7 @@ BOXES_FILE = "predictions_bbox.json"
 TRUTH_FILE = "truth.json"
 CLASSES_FILE = "classes.json"
 REPORT_FILE = "report.html"
+UNREAD_SLICES = 16  # of the phantom's training split, where only its test split is wanted
 
 
 def evaluate_checkpoint(
@@ -119,6 +120,10 @@ def _config(
     config.model.update(dataclasses.asdict(model))
     if run is None and model.num_classes == 3:
         config.data.mask_type = "both"
+    if run is None and options.split != "train":
+        # Nothing was trained on the phantom, and what opens it wants two splits.
+        for part in ("seg", "cls"):
+            config.data.phantom[f"{part}_train"] = UNREAD_SLICES
     for name in ("seg_dir", "cls_dir", "data_dir"):
         if getattr(options, name):
             config.data[name] = getattr(options, name)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
-import json
-import pathlib
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,8 +18,6 @@ from ssm_jax.config import ModelConfig
 from ssm_jax.evaluation import patients
 from ssm_jax.report import paper
 from ssm_jax.training import optimizer
-
-TIME_FILE = "reproduce.json"  # in a working directory: {"seconds": ...} of the run
 
 
 def model_facts(
@@ -38,7 +34,8 @@ def model_facts(
       "name" in the paper's notation, "system" (see `paper.system_of`), "backbone", "blocks",
       "branches", "image_classes", "image_size", "parameters", "trainable_segmentation" and
       "trainable_classification" (parameters that either step updates; the latter None without
-      module S), "checkpoint", "step", and "training_minutes" (None where nobody noted it).
+      module S), "checkpoint", "step", and "training_minutes" (with those of the run that it
+      started from; None where unknown).
     """
     params, run = variables["params"], info.config
     system = paper.system_of(dataclasses.asdict(model), run)
@@ -60,7 +57,7 @@ def model_facts(
         "trainable_classification": trained,
         "checkpoint": str(info.path),
         "step": info.step,
-        "training_minutes": _minutes(info),
+        "training_minutes": None if info.seconds is None else info.seconds / 60,
     }
 
 
@@ -134,18 +131,3 @@ def run_facts(command: str, seconds: float) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
-
-
-def _minutes(info: CheckpointInfo) -> float | None:
-    """Training time, with that of the run that it started from."""
-    seconds = _seconds(info.path.parent.parent)
-    start = (info.config or {}).get("init_from")
-    before = _seconds(pathlib.Path(start)) if start else 0.0
-    return None if seconds is None or before is None else (seconds + before) / 60
-
-
-def _seconds(workdir: pathlib.Path) -> float | None:
-    try:
-        return float(json.loads((workdir / TIME_FILE).read_text(encoding="utf-8"))["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

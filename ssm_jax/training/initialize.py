@@ -44,7 +44,9 @@ def require_pretrained(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def initial_weights(config: ml_collections.ConfigDict, model: ModelConfig) -> dict[str, Any]:
+def initial_weights(
+    config: ml_collections.ConfigDict, model: ModelConfig
+) -> tuple[dict[str, Any], float | None]:
     """Reads the weights that the configuration names.
 
     A checkpoint (`init_from`) gives backbone, FPN, RPN, segmentation branch, mask head and BN
@@ -56,8 +58,8 @@ def initial_weights(config: ml_collections.ConfigDict, model: ModelConfig) -> di
       model: its model.
 
     Returns:
-      {"params": ..., "batch_stats": ...}, NumPy arrays of the parts that are given; without a
-      section where nothing is.
+      {"params": ..., "batch_stats": ...}, NumPy arrays of the parts that are given, without a
+      section where nothing is; and the seconds that they were trained for, None where unknown.
 
     Raises:
       ValueError: files that cannot be read, or that belong to another model.
@@ -66,13 +68,13 @@ def initial_weights(config: ml_collections.ConfigDict, model: ModelConfig) -> di
         return _from_checkpoint(config, model)
     path = config.backbone.init
     if path == "random":
-        return {}
+        return {}, 0.0
     try:
         weights = reference_names.to_backbone(weight_files.read_arrays(path), model)
     except ValueError as error:
         raise ValueError(f"config.backbone.init={path}: {error}") from error
     logger.info("backbone: from %s", path)
-    return weights
+    return weights, 0.0
 
 
 def take_over(state: TrainState, weights: Mapping[str, Any]) -> TrainState:
@@ -126,7 +128,9 @@ def _how_to_make(config: ml_collections.ConfigDict) -> str:
     )
 
 
-def _from_checkpoint(config: ml_collections.ConfigDict, model: ModelConfig) -> dict[str, Any]:
+def _from_checkpoint(
+    config: ml_collections.ConfigDict, model: ModelConfig
+) -> tuple[dict[str, Any], float | None]:
     where = f"config.init_from={config.init_from}"
     try:
         found, variables, info = load_model(config.init_from)
@@ -145,4 +149,4 @@ def _from_checkpoint(config: ml_collections.ConfigDict, model: ModelConfig) -> d
     if model.branches == 2:
         params["classification_branch"] = params["segmentation_branch"]
     logger.info("%s and BN statistics: from %s", ", ".join(TAKEN), info.path)
-    return {"params": params, "batch_stats": host["batch_stats"]}
+    return {"params": params, "batch_stats": host["batch_stats"]}, info.seconds

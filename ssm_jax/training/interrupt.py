@@ -16,12 +16,16 @@ logger = logging.getLogger(__name__)
 class StopRequest:
     """Becomes true at the first SIGTERM or SIGINT; the second ends the process at once.
 
-    A context manager, which puts the former handlers back. Outside the main thread, where Python
-    allows no handlers, it does nothing.
+    As long as nothing is trained there is nothing to save, and the first ends the process too: a
+    compilation cannot be interrupted otherwise. A context manager, which puts the former handlers
+    back. Outside the main thread, where Python allows no handlers, it does nothing.
+
+    Attributes:
+      at_once: whether the first signal ends the process.
     """
 
-    def __init__(self):
-        """Starts false."""
+    def __init__(self, at_once: bool = False):
+        self.at_once = at_once
         self.signal: signal.Signals | None = None
         self._former: dict[signal.Signals, Any] = {}
 
@@ -38,7 +42,10 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: object) -> None:
-        if self:
+        name = signal.Signals(number).name
+        if self.at_once:
+            logger.warning("%s: ended; start again to go on", name)
+        if self.at_once or self:
             os._exit(128 + number)
         self.signal = signal.Signals(number)
-        logger.warning("%s: saving a checkpoint; once more to end at once", self.signal.name)
+        logger.warning("%s: saving a checkpoint; once more to end at once", name)

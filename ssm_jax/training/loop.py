@@ -1,7 +1,7 @@
 """The main job: trains a model, evaluates it now and then, and keeps what is needed to go on.
 
 A run is determined by its configuration. Interrupted at any point, by whatever means, and started
-again, it ends with the same parameters, optimiser state and metrics, bit by bit, as a run that was
+again, it ends with the same parameters, optimizer state and metrics, bit by bit, as a run that was
 never interrupted (on the same machine and backend).
 """
 
@@ -10,37 +10,36 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import logging
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+import grain
 import jax
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
 from ssm_jax import sharding
-from ssm_jax.checkpoints import saved_steps
+from ssm_jax.classes import short_names
 from ssm_jax.config import ModelConfig, validate
 from ssm_jax.data import Datasets, TrainBatches, make_train_iterator, open_datasets
-from ssm_jax.evaluation.evaluator import summary
+from ssm_jax.evaluation.evaluator import ranking_figures, summary
 from ssm_jax.evaluation.predicted_slices import Stopped
 from ssm_jax.files import json_ready, write_json
 from ssm_jax.training import initialize
 from ssm_jax.training import workdir as workdir_lib
 from ssm_jax.training.evaluate import evaluate_variables, reestimated_batch_stats
 from ssm_jax.training.interrupt import StopRequest
-from ssm_jax.training.metrics import (
-    METRICS_FILE,
-    MetricsWindow,
-    MetricsWriter,
-    SilentWriter,
-)
+from ssm_jax.training.metrics import METRICS_FILE, MetricsWindow, MetricsWriter, SilentWriter
+from ssm_jax.training.plan import Plan
 from ssm_jax.training.progress import Progress
 from ssm_jax.training.run_checkpoints import RunCheckpoints
 from ssm_jax.training.state import TrainState, create_state
@@ -51,54 +50,6 @@ logger = logging.getLogger(__name__)
 
 class TrainingError(RuntimeError):
     """A loss or a gradient that is not finite."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """When a run does what; steps are iterations done.
-
-    Attributes:
-      total: iterations of the run.
-      batch_size: pairs of slices an iteration.
-      epoch_slices: classification slices of an epoch; segmentation slices where these are all.
-      evaluation_interval: iterations between evaluations; 0: at the end of every epoch.
-      checkpoint_interval: iterations between checkpoints; 0: only where evaluated and at the end.
-    """
-
-    total: int
-    batch_size: int
-    epoch_slices: int
-    evaluation_interval: int
-    checkpoint_interval: int
-
-    @classmethod
-    def of(cls, config: ml_collections.ConfigDict, epoch_slices: int) -> Plan:
-        """The plan of a configuration, given the number of slices of an epoch."""
-        train = config.train
-        by_epochs = -(-train.epochs * epoch_slices // train.batch_size)
-        return cls(
-            total=train.max_steps or by_epochs,
-            batch_size=train.batch_size,
-            epoch_slices=epoch_slices,
-            evaluation_interval=config.eval.every_steps,
-            checkpoint_interval=config.checkpoint.every_steps,
-        )
-
-    def evaluates(self, step: int) -> bool:
-        """Whether the model is evaluated after so many iterations."""
-        if step == 0 or step == self.total:
-            return step > 0
-        if self.evaluation_interval:
-            return step % self.evaluation_interval == 0
-        return self._epochs(step) > self._epochs(step - 1)
-
-    def saves(self, step: int) -> bool:
-        """Whether a checkpoint is due after so many iterations."""
-        regular = self.checkpoint_interval and step % self.checkpoint_interval == 0
-        return bool(regular) or step == self.total or self.evaluates(step)
-
-    def _epochs(self, step: int) -> int:
-        return step * self.batch_size // self.epoch_slices
 
 
 def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict[str, Any]:
@@ -112,122 +63,155 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict
       The latest evaluation, as in metrics.json; empty if the run was stopped before the first.
 
     Raises:
-      ValueError: a configuration, working directory, data set or checkpoint that cannot be used.
+      ValueError: a configuration, working directory, data set or checkpoint that cannot be used,
+        or no room for a checkpoint.
       TrainingError: a loss or gradient norm was not finite; the last good checkpoint stays.
     """
-    model_config = validate(config)
+    with contextlib.ExitStack() as stack:
+        run, state = _set_up(config, pathlib.Path(workdir).expanduser().absolute(), stack)
+        steps = run.compiled_steps()
+        step = saved = int(state.step)
+        if run.plan.evaluates(step) and run.checkpoints.metrics(step) is None:
+            run.evaluate_and_save(state, step)  # it was stopped in the middle of that
+        pending: _Iteration | None = None
+        while step < run.plan.total and not run.stopped(step):
+            batch = next(run.loader)
+            state, seg_metrics = steps["seg"](state, sharding.split_batch(batch["seg"], run.mesh))
+            if step < run.plan.classification_from:
+                state, cls_metrics = state.replace(step=state.step + 1), {}
+            else:
+                cls_batch = sharding.split_batch(batch["cls"], run.mesh)
+                state, cls_metrics = steps["cls"](state, cls_batch)
+            step += 1
+            # Metrics are looked at one iteration late: the device is never left without work.
+            run.settle(pending)
+            pending = _Iteration(
+                step, seg_metrics, cls_metrics, batch["seg_files"], batch["cls_files"]
+            )
+            if run.plan.saves(step):
+                run.settle(pending)  # a state is saved only when it is known to be sound
+                pending = None
+                run.evaluate_and_save(state, step)
+                saved = step
+        run.settle(pending)
+        if step > saved:
+            run.save(state)
+        run.checkpoints.wait()
+        run.progress.pause()
+        if run.stop:
+            logger.info("stopped at step %d; start again to go on", step)
+        path = run.workdir / METRICS_FILE
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _set_up(
+    config: ml_collections.ConfigDict, workdir: pathlib.Path, stack: contextlib.ExitStack
+) -> tuple[_Run, TrainState]:
+    """Opens all that a run works with, and the state that it starts from or goes on from.
+
+    Args:
+      config: of the run.
+      workdir: its folder; created.
+      stack: closes what was opened.
+    """
+    started = time.monotonic()
+    model = validate(config)
+    _check_best_metric(config.checkpoint.best_metric, model)
     initialize.require_pretrained(config)
     mesh = sharding.training_mesh(config.train.batch_size)
-    process = (jax.process_index(), jax.process_count())
-    first = process[0] == 0
-    workdir = pathlib.Path(workdir).expanduser().absolute()
+    first = jax.process_index() == 0
     workdir.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        if first:  # the other processes of a job write nothing but their share of checkpoints
-            stack.enter_context(workdir_lib.locked(workdir))
-        settings = json.loads(config.to_json_best_effort())
-        workdir_lib.check_config(workdir, settings)
-        _log_sources(config, workdir)
-        weights = {} if saved_steps(workdir) else initialize.initial_weights(config, model_config)
-        datasets = open_datasets(config)
-        for line in datasets.descriptions:
-            logger.info("%s", line)
-        loader = make_train_iterator(datasets, config, process)
-        plan = Plan.of(config, datasets.epoch_slices)
-
-        args = (config.checkpoint.keep_last, config.checkpoint.best_metric)
-        checkpoints = stack.enter_context(RunCheckpoints(workdir, *args))
-        make_state = functools.partial(create_state, model_config, jax.random.key(config.seed))
-        shapes = jax.eval_shape(make_state)
-        window = MetricsWindow()
-        resumed = checkpoints.latest_step()
-        complete = (resumed or 0) >= plan.total
-        _log_model(model_config, shapes, resumed or 0, plan, mesh)
-        compiling = (
-            [] if complete else _start_compiling(config, model_config, plan, datasets, shapes, mesh)
-        )
-        if resumed is None:
-            state = initialize.take_over(make_state(), weights)
-        else:
-            state, loop_state = checkpoints.restore(shapes)
-            loader.set_state(loop_state["loader"])
-            window.set_state(loop_state["window"])
-        state = sharding.replicate(state, mesh)
-        step = int(state.step)
-        evaluated = step > 0 and checkpoints.metrics(step) is not None
-        writer: MetricsWriter | SilentWriter = SilentWriter()
-        if first:
-            workdir_lib.store_config(workdir, settings)
-            writer = stack.enter_context(MetricsWriter(workdir, step, evaluated))
-        stream = None if first else stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-        progress = Progress(plan.total, step, stream)
-        stack.callback(progress.pause)
-        steps = [future.result() for future in compiling]
-        # From here on there is something to save; before, a signal just ends the process.
-        stop = stack.enter_context(StopRequest())
-        parts = (plan, datasets, checkpoints, writer, window, stop, progress, mesh)
-        _Run(config, model_config, settings, workdir, *parts).iterate(state, loader, steps)
-        return _latest_metrics(workdir)
+    if first:  # the other processes of a job write nothing but their share of checkpoints
+        stack.enter_context(workdir_lib.locked(workdir))
+    settings = json.loads(config.to_json_best_effort())
+    workdir_lib.check_config(workdir, settings)
+    _log_sources(config, workdir)
+    checkpoints = stack.enter_context(
+        RunCheckpoints(workdir, config.checkpoint.keep_last, config.checkpoint.best_metric)
+    )
+    make_state = functools.partial(create_state, model, jax.random.key(config.seed))
+    shapes = jax.eval_shape(make_state)
+    resumed = checkpoints.restore(shapes)
+    step = 0 if resumed is None else int(resumed.state.step)
+    if resumed is None:
+        weights, seconds = initialize.initial_weights(config, model)
+    datasets = open_datasets(config)
+    for line in datasets.descriptions:
+        logger.info("%s", line)
+    loader = make_train_iterator(datasets, config, (jax.process_index(), jax.process_count()))
+    window = MetricsWindow()
+    plan = Plan.of(config, datasets.epoch_slices)
+    _log_model(model, shapes, step, plan, mesh)
+    stop = stack.enter_context(StopRequest(at_once=True))
+    compiling = {}
+    if step < plan.total:
+        compiling = _start_compiling(config, model, plan, datasets, shapes, mesh)
+    if resumed is None:
+        state = initialize.take_over(make_state(), weights)
+    else:
+        state, seconds = resumed.state, resumed.seconds
+        loader.set_state(resumed.loop["loader"])
+        window.set_state(resumed.loop["window"])
+    writer: MetricsWriter | SilentWriter = SilentWriter()
+    if first:
+        workdir_lib.store_config(workdir, settings)
+        evaluated = checkpoints.metrics(step) is not None
+        writer = stack.enter_context(MetricsWriter(workdir, step, evaluated))
+    run = _Run(
+        config=config,
+        model=model,
+        settings=settings,
+        workdir=workdir,
+        plan=plan,
+        mesh=mesh,
+        datasets=datasets,
+        loader=loader,
+        compiling=compiling,
+        checkpoints=checkpoints,
+        writer=writer,
+        window=window,
+        progress=Progress(plan.total, None if first else io.StringIO()),
+        stop=stop,
+        started=None if seconds is None else started - seconds,
+    )
+    stack.callback(run.progress.pause)
+    return run, sharding.replicate(state, mesh)
 
 
 @dataclasses.dataclass
 class _Run:
-    """The parts of a run that its iterations share."""
+    """The parts of a run, and what is done in its iterations beside the steps.
+
+    `started` is the reading of the monotonic clock at which the run would have started, had it
+    never been interrupted; None where the time of the run that it started from is not known.
+    """
 
     config: ml_collections.ConfigDict
     model: ModelConfig
     settings: dict[str, Any]
     workdir: pathlib.Path
     plan: Plan
+    mesh: Mesh | None
     datasets: Datasets
+    loader: grain.DatasetIterator
+    compiling: dict[str, Future]
     checkpoints: RunCheckpoints
     writer: MetricsWriter | SilentWriter
     window: MetricsWindow
-    stop: StopRequest
     progress: Progress
-    mesh: Mesh | None
+    stop: StopRequest
+    started: float | None
 
     def __post_init__(self):
-        self.estimator = make_bn_estimator(self.model) if self.config.eval.bn_slices else None
+        wanted = self.config.eval.bn_slices > 0
+        self.estimator = make_bn_estimator(self.model) if wanted else None
         self.agreed = False  # among several processes, to stop
 
-    def iterate(self, state: TrainState, loader, steps: Sequence[Callable]) -> None:
-        """Trains from a state to the end of the run, or until a stop is requested."""
-        step = saved = int(state.step)
-        if self.plan.evaluates(step) and self.checkpoints.metrics(step) is None:
-            self.evaluate_and_save(state, step, loader)  # it was stopped in the middle of that
-        first = self.config.train.classification_from
-        if not self.config.model.image_classes:
-            first = self.plan.total
-        if step < self.plan.total:
-            segmentation_step = steps[0]
-        pending: _Iteration | None = None
-        while step < self.plan.total and not self.stopped(step):
-            batch = next(loader)
-            state, seg_metrics = segmentation_step(
-                state, sharding.split_batch(batch["seg"], self.mesh)
-            )
-            if step < first:
-                state, cls_metrics = state.replace(step=state.step + 1), {}
-            else:
-                state, cls_metrics = steps[1](state, sharding.split_batch(batch["cls"], self.mesh))
-            step += 1
-            # Metrics are looked at one iteration late: the device is never left without work.
-            self.settle(pending)
-            files = (batch["seg_files"], batch["cls_files"])
-            pending = _Iteration(step, seg_metrics, cls_metrics, *files)
-            if self.plan.saves(step):
-                self.settle(pending)  # a state is saved only when it is known to be sound
-                pending = None
-                self.evaluate_and_save(state, step, loader)
-                saved = step
-        self.settle(pending)
-        if step > saved:
-            self.save(state, loader)
-        self.checkpoints.wait()
-        self.progress.pause()
-        if self.stop:
-            logger.info("stopped at step %d; start again to go on", step)
+    def compiled_steps(self) -> dict[str, Callable]:
+        """The steps by part ("seg", "cls"), once they are compiled; none for a complete run."""
+        steps = {part: future.result() for part, future in self.compiling.items()}
+        self.stop.at_once = False  # from here on there is something to save
+        return steps
 
     def stopped(self, step: int) -> bool:
         """Whether to end here. Of several processes all do, soon after one was asked to."""
@@ -239,6 +223,7 @@ class _Run:
 
     def settle(self, iteration: _Iteration | None) -> None:
         """Checks and records an iteration, once its metrics are there."""
+        self.checkpoints.check()
         if iteration is None:
             return
         metrics = iteration.checked_metrics(self.checkpoints)
@@ -252,14 +237,14 @@ class _Run:
             self.writer.write_scalars(step, "speed", {"iterations_per_second": self.progress.rate})
             self.window.clear()
 
-    def evaluate_and_save(self, state: TrainState, step: int, loader) -> None:
+    def evaluate_and_save(self, state: TrainState, step: int) -> None:
         """Saves a state, after evaluating it if that is due."""
-        self.progress.pause()
         batch_stats = metrics = None
         if self.plan.evaluates(step):
+            self.progress.pause()
             with contextlib.suppress(Stopped):
                 batch_stats, metrics = self.evaluate(state, step)
-        self.save(state, loader, batch_stats, metrics)
+        self.save(state, batch_stats, metrics)
 
     def evaluate(self, state: TrainState, step: int) -> tuple[Any, dict[str, Any]]:
         """Evaluates a state, and tells of it everywhere but in its checkpoint.
@@ -274,11 +259,13 @@ class _Run:
         batch_stats = state.batch_stats
         if self.estimator is not None:
             batch_stats = reestimated_batch_stats(self.config, self.datasets, state, self.estimator)
-        variables = {"params": state.params, "batch_stats": batch_stats}
-        overlays = self.workdir / "overlays" if first and step == self.plan.total else None
-        stop = self.stop if alone else None
         metrics = evaluate_variables(
-            self.config, self.model, self.datasets, variables, stop, overlays
+            self.config,
+            self.model,
+            self.datasets,
+            {"params": state.params, "batch_stats": batch_stats},
+            stop=self.stop if alone else None,
+            overlays=self.workdir / "overlays" if first and step == self.plan.total else None,
         )
         self.writer.write(step, "evaluation", metrics)
         metrics = json_ready({"step": step, **metrics})
@@ -287,10 +274,19 @@ class _Run:
         logger.info("step %d: %s", step, summary(metrics))
         return batch_stats, metrics
 
-    def save(self, state: TrainState, loader, batch_stats=None, metrics=None) -> None:
+    def save(
+        self, state: TrainState, batch_stats: Any = None, metrics: dict[str, Any] | None = None
+    ) -> None:
         """Saves a state that is known to be sound."""
-        loop_state = {"loader": loader.get_state(), "window": self.window.get_state()}
-        self.checkpoints.save(state, self.settings, loop_state, batch_stats, metrics)
+        self.writer.flush()  # no checkpoint is newer than the events
+        self.checkpoints.save(
+            state,
+            self.settings,
+            loop={"loader": self.loader.get_state(), "window": self.window.get_state()},
+            batch_stats=batch_stats,
+            metrics=metrics,
+            seconds=None if self.started is None else time.monotonic() - self.started,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,9 +327,10 @@ def _start_compiling(
     datasets: Datasets,
     shapes: TrainState,
     mesh: Mesh | None,
-) -> list[Future]:
-    """Compiles the steps in the background, one after another: side by side they would take a
-    gigabyte more.
+) -> dict[str, Future]:
+    """Compiles the steps of the parts ("seg", "cls") in the background.
+
+    One after another: side by side they would take a gigabyte more.
     """
     example = TrainBatches(datasets, config.seed, plan.batch_size, (0, jax.process_count()))[0]
     pool = ThreadPoolExecutor(1)
@@ -344,12 +341,24 @@ def _start_compiling(
     def compiled(step, batch):
         return step.lower(shapes, jax.tree.map(of_all_processes, batch)).compile()
 
-    steps = zip(make_steps(model, config.train, plan.total, mesh), ("seg", "cls"), strict=True)
-    futures = [
-        pool.submit(compiled, step, example[part]) for step, part in steps if part in example
-    ]
+    steps = make_steps(model, config.train, plan.total, mesh)
+    futures = {
+        part: pool.submit(compiled, step, example[part])
+        for part, step in zip(("seg", "cls"), steps, strict=True)
+        if part in example
+    }
     pool.shutdown(wait=False)
     return futures
+
+
+def _check_best_metric(name: str, model: ModelConfig) -> None:
+    """Raises ValueError for a metric that no evaluation of the model gives; "" is none."""
+    possible = ranking_figures(short_names(model.image_classes))
+    if name and name not in possible:
+        raise ValueError(
+            f"config.checkpoint.best_metric={name!r} is not possible; choose from "
+            f"{', '.join(possible)}, or '' for none"
+        )
 
 
 def _log_sources(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
@@ -388,8 +397,3 @@ def _log_model(
     else:
         start = f"resumed at step {step} of" if step else "training for"
         logger.info("%s %d iterations; compiling first", start, plan.total)
-
-
-def _latest_metrics(workdir: pathlib.Path) -> dict[str, Any]:
-    path = workdir / METRICS_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from ssm_jax.files import json_ready, write_text_atomically
 
 METRICS_LINES = "metrics.jsonl"
 METRICS_FILE = "metrics.json"
 EVENTS_FOLDER = "tensorboard"
+FLUSH_SECONDS = 30.0  # events wait no longer than this for others
 
 
 class MetricsWriter:
@@ -35,13 +40,20 @@ class MetricsWriter:
           evaluated: whether that checkpoint has an evaluation; if not, a line that tells of one
             at this step is dropped too.
         """
-        self._path = pathlib.Path(workdir) / METRICS_LINES
-        _drop_lines_after(self._path, resumed_step, evaluated)
+        workdir = pathlib.Path(workdir)
+        self._path = workdir / METRICS_LINES
+        lines = _drop_lines_after(self._path, resumed_step, evaluated)
         self._file = self._path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(
-            str(pathlib.Path(workdir) / EVENTS_FOLDER),
-            purge_step=resumed_step + 1 if resumed_step else None,
-        )
+        self._events_path = workdir / EVENTS_FOLDER
+        self._events_path.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(self._events_path / "events"), f".{time.time_ns()}")
+        self._flushed = time.monotonic()
+        # TensorBoard forgets what it knows of this step and later ones.
+        self._add(resumed_step, session_log=SessionLog(status=SessionLog.START))
+        for line in lines:
+            if line["step"] == resumed_step:
+                self.write_scalars(line.pop("step"), line.pop("kind"), line)
+        self.flush()
 
     def write(self, step: int, kind: str, metrics: Mapping[str, Any]) -> None:
         """Appends one line, which is handed to the operating system before this returns.
@@ -52,18 +64,28 @@ class MetricsWriter:
           metrics: flat; numbers go to both files, anything else to the JSON line only.
         """
         line = {"step": step, "kind": kind} | json_ready(metrics)
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        with _naming(self._path):
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
         self.write_scalars(step, kind, metrics)
 
     def write_scalars(self, step: int, kind: str, metrics: Mapping[str, Any]) -> None:
         """Writes the finite numbers among the metrics to TensorBoard only."""
         for name, value in json_ready(metrics).items():
             if isinstance(value, int | float):
-                self._events.add_scalar(f"{kind}/{name}", value, step)
+                self._add(step, summary=scalar(f"{kind}/{name}", value))
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes to the disk what TensorBoard is to show."""
+        with _naming(self._events_path):
+            self._events.flush()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Closes both files."""
+        self.flush()
         self._file.close()
         self._events.close()
 
@@ -72,6 +94,9 @@ class MetricsWriter:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+    def _add(self, step: int, **content: Any) -> None:
+        self._events.write_event(Event(step=step, wall_time=time.time(), **content))
 
 
 class SilentWriter:
@@ -83,11 +108,18 @@ class SilentWriter:
     def write_scalars(self, step: int, kind: str, metrics: Mapping[str, Any]) -> None:
         """Does nothing."""
 
+    def flush(self) -> None:
+        """Does nothing."""
 
-def _drop_lines_after(path: pathlib.Path, step: int, evaluated: bool) -> None:
-    """Rewrites the file without what follows a checkpoint, and without a half-written line."""
+
+def _drop_lines_after(path: pathlib.Path, step: int, evaluated: bool) -> list[dict[str, Any]]:
+    """Rewrites the file without what follows a checkpoint, and without a half-written line.
+
+    Returns:
+      The lines that stay.
+    """
     if not path.exists():
-        return
+        return []
 
     def stays(line: str) -> bool:
         try:
@@ -99,7 +131,18 @@ def _drop_lines_after(path: pathlib.Path, step: int, evaluated: bool) -> None:
             return False
 
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    write_text_atomically(path, "".join(x for x in lines if x.endswith("\n") and stays(x)))
+    kept = [line for line in lines if line.endswith("\n") and stays(line)]
+    write_text_atomically(path, "".join(kept))
+    return [json.loads(line) for line in kept]
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Has an error of the operating system, such as a full disk, tell the file."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_lines(workdir: str | os.PathLike) -> list[dict[str, Any]]:

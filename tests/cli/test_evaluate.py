@@ -59,9 +59,8 @@ def run(tmp_path_factory, folders):
         np.int32(7), **variables, opt_state={"m": zero}, best_seg_loss=zero, key=zero
     )
     with RunCheckpoints(workdir) as checkpoints:
-        checkpoints.save(state, config.to_dict(), {})
+        checkpoints.save(state, config.to_dict(), {}, seconds=90.0)
     (workdir / "metrics.json").write_text('{"step": 7}')  # as training leaves one
-    (workdir / "reproduce.json").write_text('{"seconds": 90.0}')
     return workdir, config, variables
 
 

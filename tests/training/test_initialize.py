@@ -42,7 +42,7 @@ def started(config):
     """The state of a fresh run, before and after the weights are taken over."""
     model = model_of(config)
     state = state_from_variables(tiny.random_variables(model), jax.random.key(0))
-    return state, initialize.take_over(state, initialize.initial_weights(config, model_of(config)))
+    return state, initialize.take_over(state, initialize.initial_weights(config, model)[0])
 
 
 @pytest.mark.parametrize("system", [ssm, ssm2, ssm_s])

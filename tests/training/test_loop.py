@@ -22,8 +22,9 @@ from ssm_jax.training import evaluate as evaluation
 from ssm_jax.training import loop
 from ssm_jax.training.evaluate import reestimated_batch_stats
 from ssm_jax.training.interrupt import StopRequest
-from ssm_jax.training.loop import Plan, TrainingError, train
+from ssm_jax.training.loop import TrainingError, train
 from ssm_jax.training.metrics import read_lines
+from ssm_jax.training.plan import Plan
 from ssm_jax.training.run_checkpoints import RunCheckpoints
 from ssm_jax.training.state import TrainState, create_state
 from ssm_jax.training.workdir import WorkdirError, differences, locked
@@ -121,7 +122,7 @@ def test_the_checkpoint_gives_the_metrics_of_the_run(uninterrupted, data_dir):
     workdir, result, _ = uninterrupted
     model_config, variables, info = load_model(workdir / "checkpoints" / "6")
     assert info.metrics == result
-    state, _ = latest_state(workdir, get_config(data_dir))
+    state = latest_state(workdir, get_config(data_dir)).state
     assert_same(variables["params"], state.params)
     mean = variables["batch_stats"]["backbone"]["bn1"]["mean"]
     assert (mean != state.batch_stats["backbone"]["bn1"]["mean"]).any()  # re-estimated
@@ -176,11 +177,10 @@ def test_a_killed_run_resumes_bit_by_bit(uninterrupted, data_dir, tmp_path):
     for name in ("metrics.json", "metrics.jsonl"):
         assert (workdir / name).read_bytes() == (reference / name).read_bytes()
     config = get_config(data_dir)
-    state, loop_state = latest_state(workdir, config)
-    expected_state, expected_loop_state = latest_state(reference, config)
-    assert jax.tree.structure(state) == jax.tree.structure(expected_state)
-    assert_same(state, expected_state)
-    assert loop_state == expected_loop_state
+    resumed, expected = latest_state(workdir, config), latest_state(reference, config)
+    assert jax.tree.structure(resumed.state) == jax.tree.structure(expected.state)
+    assert_same(resumed.state, expected.state)
+    assert resumed.loop == expected.loop
 
 
 # Below, the steps and the evaluation are stand-ins: what is tested is the loop around them.
@@ -213,12 +213,12 @@ def fake(monkeypatch):
     steps = FakeSteps()
 
     def start_compiling(*_):
-        futures = [Future(), Future()]
-        futures[0].set_result(steps.segmentation)
-        futures[1].set_result(steps.classification)
+        futures = {"seg": Future(), "cls": Future()}
+        futures["seg"].set_result(steps.segmentation)
+        futures["cls"].set_result(steps.classification)
         return futures
 
-    def create(config, key):
+    def create(model, key):
         zero = np.float32(0)
         key = np.zeros(2, np.uint32)
         return TrainState(np.int32(0), {"seen": zero}, {"mean": zero}, {"m": zero}, zero, key)

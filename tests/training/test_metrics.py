@@ -3,16 +3,20 @@
 import io
 import json
 import math
+import os
+import struct
 
 import numpy as np
 import pytest
+import tqdm.std
+from tensorboardX.proto import event_pb2
 
 from ssm_jax.training.metrics import (
     MetricsWindow,
     MetricsWriter,
     read_lines,
 )
-from ssm_jax.training.progress import Progress, Smoothed
+from ssm_jax.training.progress import Progress
 
 
 def test_lines_are_strict_json(tmp_path):
@@ -75,14 +79,59 @@ def test_window_means_leave_nan_out_and_survive_a_checkpoint():
     assert math.isnan(window.means()["seg"])
 
 
-def test_smoothed_is_an_exact_mean_of_constants_and_ignores_nan():
-    smoothed = Smoothed(0.9)
-    assert math.isnan(smoothed.value)
-    for value in (3.0, math.nan, 3.0):
-        smoothed.add(value)
-    assert smoothed.value == pytest.approx(3.0)
-    smoothed.add(4.0)  # weights 0.81, 0.9, 1 (without the NaN)
-    assert smoothed.value == pytest.approx((0.81 * 3 + 0.9 * 3 + 4) / 2.71)
+def shown(workdir):
+    """The scalars that TensorBoard shows: (tag, step) -> values, in the order of its files."""
+    seen = []
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data, at = path.read_bytes(), 0
+        while at + 12 <= len(data):
+            (size,) = struct.unpack_from("<Q", data, at)
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
+            at += 16 + size
+            if event.session_log.status == event_pb2.SessionLog.START:
+                seen = [entry for entry in seen if entry[1] < event.step]
+            seen += [(value.tag, event.step, value.simple_value) for value in event.summary.value]
+    found = {}
+    for tag, step, value in seen:
+        found.setdefault((tag, step), []).append(value)
+    return found
+
+
+@pytest.mark.parametrize(("resumed", "evaluated"), [(4, True), (4, False), (2, True), (0, True)])
+def test_every_point_is_shown_once(tmp_path, resumed, evaluated):
+    def iterate(writer, first):
+        for step in range(first, 7):
+            writer.write(step, "train", {"loss": step, "skipped": math.nan, "files": ["a"]})
+            if step == 4:
+                writer.write(step, "evaluation", {"ap": 0.5})
+            if step == 5:
+                writer.flush()
+
+    killed = MetricsWriter(tmp_path)
+    iterate(killed, 1)
+    del killed  # and with it what it held back
+    with MetricsWriter(tmp_path, resumed, evaluated) as writer:
+        if not evaluated:
+            writer.write(4, "evaluation", {"ap": 0.5})
+        iterate(writer, resumed + 1)
+    expected = {("train/loss", step): [step] for step in range(1, 7)}
+    assert shown(tmp_path) == expected | {("evaluation/ap", 4): [0.5]}
+
+
+def test_points_of_a_checkpoint_are_on_the_disk(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, "train", {"loss": 1.0})
+    writer.flush()
+    assert shown(tmp_path) == {("train/loss", 1): [1.0]}
+    writer.close()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_is_told_with_the_file(tmp_path):
+    writer = MetricsWriter(tmp_path)
+    writer._file = open("/dev/full", "w", encoding="utf-8")  # noqa: SIM115
+    with pytest.raises(OSError, match=r"No space left on device: .*metrics\.jsonl"):
+        writer.write(1, "train", {"loss": 1.0})
 
 
 class Terminal(io.StringIO):
@@ -90,34 +139,43 @@ class Terminal(io.StringIO):
         return True
 
 
-def run_progress(stream, plain_interval=10.0):
-    """100 iterations of 0.25 s, an evaluation of 1000 s after the 50th."""
-    now = [0.0]
-    progress = Progress(100, 0, stream, plain_interval, clock=lambda: now[0])
-    for step in range(1, 81):
-        now[0] += 0.25
-        if step == 51:
-            progress.pause()
-            now[0] += 1000
+@pytest.fixture
+def clock(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(tqdm.std, "time", lambda: now[0])
+    return now
+
+
+def run_progress(stream, clock):
+    """1000 iterations of 0.25 s, an evaluation of 1000 s after the 500th."""
+    progress = Progress(1000, stream)
+    assert math.isnan(progress.rate)
+    for step in range(1, 801):
+        clock[0] += 0.25
         progress.update(step, math.nan if step % 2 else 2.0, 0.5, copied=step == 7)
+        if step == 500:
+            progress.pause()
+            clock[0] += 1000
     return progress
 
 
-def test_progress_line():
-    progress = run_progress(io.StringIO())
+def test_progress_on_a_terminal_is_one_line(clock):
+    stream = Terminal()
+    progress = run_progress(stream, clock)
     assert progress.rate == pytest.approx(4)
-    assert progress.text() == (
-        " 80.0% 80/100 | ETA 0:00:05 | 4.0 it/s | L_SEG 2.000 | L_CLS 0.500 | copies 1"
-    )
-    assert "ETA ? | ? it/s" in Progress(10, stream=io.StringIO()).text()
+    text = "\r 79.9% 799/1000 | ETA 00:50 |  4.00it/s, L_SEG 2.000, L_CLS 0.500, copies 1"
+    assert stream.getvalue().endswith(text)
+    progress.pause()
+    assert stream.getvalue().count("\n") == 2  # the pause for the evaluation, and the end
+    assert stream.getvalue().count("\r") > 100
 
 
-def test_progress_is_plain_lines_in_a_file_and_one_line_on_a_terminal():
-    plain, terminal = io.StringIO(), Terminal()
-    run_progress(plain)
-    lines = plain.getvalue().splitlines()
-    assert 2 <= len(lines) <= 4
-    assert "\r" not in plain.getvalue()
-    run_progress(terminal).pause()
-    assert terminal.getvalue().count("\n") == 2  # the pause for the evaluation, and the end
-    assert terminal.getvalue().count("\r") > 10
+def test_progress_elsewhere_is_a_line_a_minute(clock):
+    stream = io.StringIO()
+    progress = run_progress(stream, clock)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "0.1% 1/1000 | ETA ? | ?it/s, L_SEG -, L_CLS 0.500, copies 0"
+    shown = [int(line.split()[1].split("/")[0]) for line in lines]
+    assert shown == [1, 241, 481, 500, 501, 741]  # and where it paused
+    assert "\r" not in stream.getvalue()
+    progress.pause()
