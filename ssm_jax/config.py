@@ -112,6 +112,8 @@ RUN_VALUES = {
     "backbone.init": PATH,
     "data.seg_dir": PATH,
     "data.cls_dir": PATH,
+    "data.seg_weights": PATH,
+    "data.cls_weights": PATH,
     "data.data_dir": PATH,
     "data.train_split": NAME,
     "data.test_split": NAME,

@@ -96,6 +96,15 @@ def start_jax(folder: str | None = None) -> None:
         folder = folder or default_config().data.data_dir
         cache = pathlib.Path(folder).expanduser().absolute() / "compiled" / platform.node()
         jax.config.update("jax_compilation_cache_dir", str(cache))
+    drop_unfinished(pathlib.Path(jax.config.jax_compilation_cache_dir))
+
+
+def drop_unfinished(cache: pathlib.Path) -> None:
+    """Removes the compiled programs that killed processes left empty: JAX never replaces them."""
+    for path in cache.glob("*-cache"):
+        with contextlib.suppress(OSError):  # another process may have removed it
+            if not path.stat().st_size:
+                path.unlink()
 
 
 def no_devices(platforms: str | None, error: Exception) -> str:

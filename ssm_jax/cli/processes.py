@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,3 +56,30 @@ def join(flags: ProcessFlags) -> None:
         raise ValueError(f"the job cannot be joined: {error}") from error
     if jax.process_index():
         logging.getLogger("ssm_jax").setLevel(logging.WARNING)
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Ends one process of several that failed, or that lost another one, at once and in one line.
+
+    An orderly end of Python would wait for the other processes, which may wait for this one.
+    """
+    try:
+        yield
+    except BaseException as error:
+        import jax
+
+        if jax.process_count() == 1:
+            raise
+        if isinstance(error, SystemExit):
+            print(error, file=sys.stderr)
+        elif isinstance(error, jax.errors.JaxRuntimeError):
+            print(
+                "error: another process of the job has ended or cannot be reached; start all of "
+                "them again to go on",
+                file=sys.stderr,
+            )
+        else:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)

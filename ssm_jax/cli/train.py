@@ -32,7 +32,7 @@ from __future__ import annotations
 import dataclasses
 
 from ssm_jax.cli import common, configs
-from ssm_jax.cli.processes import ProcessFlags, join
+from ssm_jax.cli.processes import ProcessFlags, ending_at_once, join
 
 SHOWN = "--config.SECTION.FIELD=VALUE"
 
@@ -62,7 +62,7 @@ def main(flags: Flags) -> None:
     config = configs.changed(configs.load(flags.config), flags.changes)
     from ssm_jax.training.loop import TrainingError, train
 
-    with common.one_line_errors(TrainingError):
+    with ending_at_once(), common.one_line_errors(TrainingError):
         join(flags.processes)
         common.start_jax(config.data.data_dir)
         train(config, flags.workdir or f"runs/{configs.name_of(flags.config)}")
