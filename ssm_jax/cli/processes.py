@@ -71,14 +71,17 @@ def ending_at_once() -> Iterator[None]:
 
         if jax.process_count() == 1:
             raise
-        if isinstance(error, SystemExit):
-            print(error, file=sys.stderr)
-        elif isinstance(error, jax.errors.JaxRuntimeError):
+        lost = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+        if lost:
             print(
                 "error: another process of the job has ended or cannot be reached; start all of "
                 "them again to go on",
                 file=sys.stderr,
             )
+        elif isinstance(error, SystemExit):
+            print(error, file=sys.stderr)
+        elif isinstance(error, ValueError | OSError):
+            print(f"error: {error}", file=sys.stderr)
         else:
             traceback.print_exc()
         sys.stderr.flush()
