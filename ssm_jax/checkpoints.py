@@ -120,8 +120,8 @@ def load_model(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Any], Ch
         except CheckpointError as error:
             passed_over.append(error)
             continue
-        for error in passed_over:
-            logger.warning("passed over: %s", error)
+        for damaged in passed_over:
+            logger.warning("passed over: %s", damaged)
         return model_config, jax.device_put(variables, jax.local_devices()[0]), info
     raise passed_over[0]
 

@@ -96,7 +96,8 @@ def start_jax(folder: str | None = None) -> None:
         folder = folder or default_config().data.data_dir
         cache = pathlib.Path(folder).expanduser().absolute() / "compiled" / platform.node()
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    drop_unfinished(pathlib.Path(jax.config.jax_compilation_cache_dir))
+    cache_dir = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    drop_unfinished(pathlib.Path(cache_dir))
 
 
 def drop_unfinished(cache: pathlib.Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 from tqdm.std import EMA
@@ -60,9 +60,11 @@ class Progress:
     @property
     def rate(self) -> float:
         """Iterations a second lately; NaN as long as it is unknown."""
-        known = self._bar.format_dict if self._bar is not None else {"rate": None, "elapsed": 0}
-        if known["rate"] is not None or not known["elapsed"]:
-            return known["rate"] or math.nan
+        known: dict[str, Any] = {} if self._bar is None else dict(self._bar.format_dict)
+        if known.get("rate") is not None:
+            return known["rate"]
+        if not known.get("elapsed"):
+            return math.nan
         return (known["n"] - known["initial"]) / known["elapsed"]
 
     def pause(self) -> None:

@@ -139,8 +139,8 @@ class RunCheckpoints:
                 errors.append(error)
                 self._damaged.append(step)
                 continue
-            for error in errors:
-                logger.warning("passed over: %s", error)
+            for passed_over in errors:
+                logger.warning("passed over: %s", passed_over)
             for damaged in self._damaged:
                 del self._metrics[damaged]
             self._remove(self._surplus())
