@@ -27,10 +27,11 @@ def reference():
     model = comments(inspect.getsource(config.ModelConfig).splitlines())
     source = inspect.getsource(config.default_config)
     others = {}
-    for name, comment in re.findall(r"^    (\w+\.\w+) = .*?  # (.*)$", source, re.MULTILINE):
-        section, field = name.split(".")
+    pattern = r"^    (?:config\.)?((?:\w+\.)?\w+) = .*?  # (.*)$"
+    for name, comment in re.findall(pattern, source, re.MULTILINE):
+        section, _, field = name.rpartition(".")
         section = SECTIONS.get(section, section)
-        others[f"{section}.{field}".removeprefix("config.")] = comment
+        others[f"{section}.{field}".removeprefix(".")] = comment
     others |= {f"model.{name}": comment for name, comment in model.items()}
     return tables(config.default_config().to_dict(), others)
 

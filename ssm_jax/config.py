@@ -178,7 +178,7 @@ class ModelConfig:
     are the reference implementation's.
     """
 
-    backbone: str = "resnet18"
+    backbone: str = "resnet18"  # or resnet34
     blocks: int = 3  # residual stages kept: 2 (stride 8) or 3 (stride 16)
     branches: int = 2  # RoI branches: 1 (module S reads the segmentation branch) or 2
     num_classes: int = 2  # background and the lesion classes
@@ -187,18 +187,18 @@ class ModelConfig:
     max_size: int = 1024  # upper bound of the long side
     bn_momentum: float = 0.1  # weight of the current batch in the running statistics
     bn_statistics: str = "batch"  # moments in training: of the batch, or of each example alone
-    anchor_sizes: tuple[float, ...] = (2, 4, 8, 16, 32)
+    anchor_sizes: tuple[float, ...] = (2, 4, 8, 16, 32)  # square roots of their areas
     anchor_ratios: tuple[float, ...] = (0.1, 0.25, 0.5, 1, 1.5, 2)  # height / width
     rpn_pre_nms: int = 2000  # anchors decoded, by objectness
     rpn_post_nms: int = 1000  # proposals kept
-    rpn_nms_threshold: float = 0.75
+    rpn_nms_threshold: float = 0.75  # IoU above which the lower-scored anchor is dropped
     rpn_batch: int = 256  # anchors sampled for the RPN losses
-    rpn_positives: int = 128
+    rpn_positives: int = 128  # of the sampled anchors at most
     roi_batch: int = 512  # RoIs sampled for the losses of the segmentation branch
-    roi_positives: int = 128
+    roi_positives: int = 128  # of the sampled RoIs at most
     selection_size: int = 128  # rows that module S reads
-    selection_nms_threshold: float = 0.75
-    max_detections: int = 128
+    selection_nms_threshold: float = 0.75  # IoU above which the lower-scored row is dropped
+    max_detections: int = 128  # lesions that a prediction can hold
     dtype: str = "float32"  # of convolutions and dense layers; or bfloat16, for accelerators
 
     def __post_init__(self):
@@ -236,7 +236,7 @@ class ModelConfig:
 def default_config() -> ml_collections.ConfigDict:
     """The paper's recipe (SSM^S, ResNet-18 with three blocks) with the phantom as its data."""
     config = ml_collections.ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of initial weights, batches and all sampling
     config.init_from = ""  # checkpoint that the run starts from: its segmentation part is taken
     config.model = ml_collections.ConfigDict(dataclasses.asdict(ModelConfig()))
     config.backbone = ml_collections.ConfigDict()
@@ -248,8 +248,8 @@ def default_config() -> ml_collections.ConfigDict:
     data.seg_weights = ""  # of several folders in training, as 1,2.5; empty: by numbers of slices
     data.cls_weights = ""  # the same of classification slices
     data.data_dir = "~/.cache/ssm_jax"  # where prepared data sets are kept
-    data.train_split = "train"
-    data.test_split = "test"
+    data.train_split = "train"  # subfolder with the training slices
+    data.test_split = "test"  # subfolder with the slices of the evaluation
     data.mask_type = "merge"  # lesion classes: merge (one), both (ground glass, consolidation), ggo
     data.min_area = 100  # pixels of a slice of 512 x 512 that a lesion exceeds, as the paper's
     data.max_objects = 0  # objects a slice can hold; 0: what the training set needs
@@ -257,12 +257,12 @@ def default_config() -> ml_collections.ConfigDict:
     data.prefetch = 8  # batches decoded ahead
 
     data.phantom = phantom = ml_collections.ConfigDict()
-    phantom.seed = 0
-    phantom.size = 512
-    phantom.seg_train = 650
-    phantom.seg_test = 100
-    phantom.cls_train = 3000
-    phantom.cls_test = 300
+    phantom.seed = 0  # of all phantoms
+    phantom.size = 512  # pixels of either side
+    phantom.seg_train = 650  # segmentation slices to train on
+    phantom.seg_test = 100  # segmentation slices to evaluate on
+    phantom.cls_train = 3000  # classification slices to train on
+    phantom.cls_test = 300  # classification slices to evaluate on
 
     data.augment = augment = ml_collections.ConfigDict()  # random changes of training slices
     augment.flip = 0.0  # probability of a mirror image
@@ -281,11 +281,11 @@ def default_config() -> ml_collections.ConfigDict:
     train.batch_size = 1  # pairs of slices an iteration, of all devices together
     train.epochs = 50  # passes over the classification slices, or the segmentation slices alone
     train.max_steps = 0  # iterations; 0: epochs decide
-    train.learning_rate = 1e-5
+    train.learning_rate = 1e-5  # of Adam
     train.module_s_learning_rate = 0.0  # of module S; 0: the same as the others
     train.schedule = "constant"  # or cosine
     train.end_learning_rate = 0.0  # where a cosine ends, for all but module S
-    train.warmup_steps = 0
+    train.warmup_steps = 0  # iterations over which the learning rate rises from 0
     train.classification_from = 0  # iterations of segmentation alone before both steps are taken
     train.weight_decay = 1e-3  # L2, added to the gradient
     train.pretrained = False  # the method needs weights to start from, see init_from
@@ -296,15 +296,15 @@ def default_config() -> ml_collections.ConfigDict:
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.every_steps = 0  # 0: once an epoch
     evaluation.max_slices = 0  # of each test split; 0: all
-    evaluation.batch_size = 1
-    evaluation.score_threshold = 0.75
-    evaluation.nms_threshold = 0.5
+    evaluation.batch_size = 1  # slices predicted at once
+    evaluation.score_threshold = 0.75  # detections have a larger score
+    evaluation.nms_threshold = 0.5  # IoU above which the lower-scored detection is dropped
     evaluation.bn_slices = 0  # > 0: re-estimate BN statistics over so many training slices first
     evaluation.overlays = 6  # pictures written at the end
 
     config.checkpoint = checkpoint = ml_collections.ConfigDict()
-    checkpoint.every_steps = 1000
-    checkpoint.keep_last = 2
+    checkpoint.every_steps = 1000  # iterations; 0: only where evaluated and at the end
+    checkpoint.keep_last = 2  # latest checkpoints that are kept, beside the best
     checkpoint.best_metric = "accuracy"  # a name of metrics.json; larger is better
 
     config.log = ml_collections.ConfigDict()

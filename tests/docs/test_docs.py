@@ -57,7 +57,7 @@ def test_flags_of_documented_commands_exist(words):
         assert dataclasses.is_dataclass(given)
 
 
-def test_every_field_is_in_the_config_reference():
+def test_every_field_is_in_the_config_reference_with_its_meaning():
     text = hooks.on_page_markdown((ROOT / "docs" / "config.md").read_text(encoding="utf-8"))
     rows = re.findall(r"^\| `([\w.]+)` \| `.*` \| (.*) \|$", text, re.MULTILINE)
 
@@ -69,6 +69,7 @@ def test_every_field_is_in_the_config_reference():
                 yield prefix + name
 
     assert sorted(name for name, _ in rows) == sorted(fields(default_config()))
+    assert [name for name, meaning in rows if not meaning.strip()] == []
 
 
 def test_links_between_pages_lead_somewhere():
