@@ -316,9 +316,7 @@ def read_items(
     there = [name for name in optional if (step_folder / name).is_dir()]
     missing = [name for name in (*trees, *documents) if not (step_folder / name).is_dir()]
     if missing:
-        raise CheckpointError(
-            f"{step_folder} lacks {', '.join(missing)}: it is damaged or not ours"
-        )
+        raise CheckpointError(f"{step_folder} lacks {', '.join(missing)}: damaged, or not ours")
     if describe(step_folder)["version"] == VERSION:
         _check_files(step_folder, (*trees, *documents, *there))
     found = {name: _read_arrays(step_folder, name, shapes) for name, shapes in trees.items()}

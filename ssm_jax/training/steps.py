@@ -90,21 +90,6 @@ def make_steps(
         )
         return state, metrics
 
-    def segmentation_step(state: TrainState, batch: dict[str, Array]):
-        # Both outcomes of `lax.cond` would hold convolutions, whose gradients a CPU computes far
-        # slower in there; a selection costs the rare skipped step its time, and nothing else.
-        updated, metrics = segmentation_update(state, batch)
-        present = batch["valid"].any()
-        nothing = {
-            name: jnp.full_like(value, jnp.nan if value.dtype == jnp.float32 else 0)
-            for name, value in metrics.items()
-        }
-        nothing["best_seg_loss"] = state.best_seg_loss
-        state, metrics = jax.tree.map(
-            lambda new, old: jnp.where(present, new, old), (updated, metrics), (state, nothing)
-        )
-        return state, metrics | {"skipped": ~present}
-
     def classification_step(state: TrainState, batch: dict[str, Array]):
         key = _step_key(state, CLASSIFICATION_KEY)
 
@@ -120,7 +105,29 @@ def make_steps(
         metrics |= {"cls_grad_norm": optax.tree.norm(gradients)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
+    segmentation_step = _skipping_empty_batches(segmentation_update)
     return sharding.jit_step(segmentation_step, mesh), sharding.jit_step(classification_step, mesh)
+
+
+def _skipping_empty_batches(update: Callable) -> Callable:
+    """A segmentation step that changes nothing where a batch has no objects."""
+
+    def segmentation_step(state: TrainState, batch: dict[str, Array]):
+        # Both outcomes of `lax.cond` would hold convolutions, whose gradients a CPU computes far
+        # slower in there; a selection costs the rare skipped step its time, and nothing else.
+        updated, metrics = update(state, batch)
+        present = batch["valid"].any()
+        nothing = {
+            name: jnp.full_like(value, jnp.nan if value.dtype == jnp.float32 else 0)
+            for name, value in metrics.items()
+        }
+        nothing["best_seg_loss"] = state.best_seg_loss
+        state, metrics = jax.tree.map(
+            lambda new, old: jnp.where(present, new, old), (updated, metrics), (state, nothing)
+        )
+        return state, metrics | {"skipped": ~present}
+
+    return segmentation_step
 
 
 def make_copy(model: ModelConfig, rule: str, decay: float):
