@@ -69,16 +69,18 @@ def evaluate_checkpoint(
     output.mkdir(parents=True, exist_ok=True)
     model_config, variables, info = load_model(checkpoint)
     config = _config(model_config, info.config, options)
+    sources = _sources(config, options)
+    most = max(len(source) for source, _ in sources.values())
     cpu = jax.default_backend() == "cpu"
     predictor = Predictor(
         model_config,
         variables,
         score_threshold=config.eval.score_threshold,
         nms_threshold=config.eval.nms_threshold,
-        batch_size=options.batch_size or (1 if cpu else 8),
+        # A batch is filled up, so that one of more slices than there are is a waste.
+        batch_size=min(options.batch_size, most) or (1 if cpu else 8),
         roi_batch=model_config.image_classes > 0,
     )
-    sources = _sources(config, options)
     threads, prefetch = config.data.threads, config.data.prefetch
     loading = Loading(options.max_slices, predictor.batch_size, threads, prefetch)
     evaluator = evaluate(

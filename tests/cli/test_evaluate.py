@@ -159,7 +159,7 @@ def test_figures_equal_those_of_single_predictions(evaluated, run):
 
 
 def test_one_part_removes_the_files_of_the_other(evaluated, run, tmp_path):
-    options = Options(parts=("cls",), samples=0, overlays=0, max_slices=2)
+    options = Options(parts=("cls",), samples=0, overlays=0, max_slices=2, batch_size=100_000)
     (tmp_path / "truth.json").write_text("old")
     result = evaluate_checkpoint(str(run[0]), tmp_path, options)
     assert result["cls_slices"] == 2
