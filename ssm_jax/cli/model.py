@@ -106,7 +106,8 @@ class Loaded:
         config, info = self.config, self.info
         count = sum(x.size for x in jax.tree.leaves(self.variables["params"]))
         return {
-            "Checkpoint": str(info.path),
+            # Reports tell no folders of this machine.
+            "Checkpoint": "/".join(info.path.parts[-3:]),
             "Iteration": str(info.step) if info.config else "imported",
             "Network": f"{config.backbone}, {config.blocks} blocks, {count:,} parameters",
             "Classes": ", ".join(long_names(config.image_classes)) or "none: it only segments",

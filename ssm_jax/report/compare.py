@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from ssm_jax.report import paper
 from ssm_jax.report.evaluation import paper_entry
-from ssm_jax.report.page import Section, number, page, parts
+from ssm_jax.report.page import Section, local, local_command, number, page, parts
 from ssm_jax.report.tables import escaped, markdown_table
 
 _PARTS = parts("comparison.html")
@@ -89,7 +89,9 @@ def html(evaluations: Sequence[Evaluation], command: str, date: str) -> str:
         faint = [k for k, (of_paper, _) in enumerate(item.rows) if of_paper]
         figures = _PARTS.figures(item.head, rows, faint, item.note)
         sections.append(Section(item.id, item.title, figures))
-    sources = _PARTS.sources(paper.results()["source"], _sources(evaluations), command)
+    sources = _PARTS.sources(
+        paper.results()["source"], _sources(evaluations), local_command(command)
+    )
     sections.append(Section("sources", "Sources", sources))
     lead = ", ".join(evaluation.name for evaluation in evaluations)
     return page("Models side by side", lead, sections, f"Made by ssm_jax on {date}.")
@@ -224,7 +226,7 @@ def _sources(evaluations: Sequence[Evaluation]) -> list[str]:
     for evaluation in evaluations:
         result = evaluation.result
         data = [
-            f"{d['slices']:,} {name} slices of {d['source']} ({d['split']})"
+            f"{d['slices']:,} {name} slices of {local(d['source'])} ({d['split']})"
             for name, d in (
                 ("segmentation", result["data"].get("seg")),
                 ("classification", result["data"].get("cls")),
@@ -233,7 +235,7 @@ def _sources(evaluations: Sequence[Evaluation]) -> list[str]:
         ]
         threshold = f"score threshold {result['score_threshold']:g}"
         model, run = result["model"], result["run"]
-        origin = f"{model['checkpoint']}, step {model['step']:,}"
+        origin = f"{local(model['checkpoint'], 3)}, step {model['step']:,}"
         lines.append(f"{evaluation.name}: {origin}; {'; '.join(data)}; {threshold}; {run['date']}")
     return lines
 

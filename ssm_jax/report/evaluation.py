@@ -13,7 +13,16 @@ from ssm_jax.evaluation import coco
 from ssm_jax.evaluation.calibration import Reliability
 from ssm_jax.evaluation.predicted_slices import PredictedSlice
 from ssm_jax.report import charts, paper, slices
-from ssm_jax.report.page import Card, Section, number, page, parts, with_interval
+from ssm_jax.report.page import (
+    Card,
+    Section,
+    local,
+    local_command,
+    number,
+    page,
+    parts,
+    with_interval,
+)
 
 _PARTS = parts("evaluation.html")
 _KINDS = {"segm": "Masks", "bbox": "Boxes"}
@@ -42,7 +51,7 @@ def report(result: Mapping[str, Any], shown: Sequence[PredictedSlice]) -> str:
         sections.append(Section("calibration", "Calibration", _calibration(result)))
     sections.append(Section("slices", "Slices", slices.section(shown, names)))
     sections.append(Section("details", "Details", _details(result)))
-    lead = f"{model['name']}, step {model['step']:,}: {model['checkpoint']}"
+    lead = f"{model['name']}, step {model['step']:,}: {local(model['checkpoint'], 3)}"
     footer = f"Made by ssm_jax {run['versions']['ssm_jax']} on {run['date']}."
     return page(f"Evaluation of {model['name']}", lead, sections, footer)
 
@@ -173,7 +182,7 @@ def _details(result: Mapping[str, Any]) -> Markup:
         "Parameters": f"{model['parameters']:,}",
         "Trained": trained,
         "Training time": None if minutes is None else f"{minutes:.1f} minutes",
-        "Checkpoint": _code(model["checkpoint"]),
+        "Checkpoint": _code(local(model["checkpoint"], 3)),
         "Iterations": f"{model['step']:,}",
     }
     titles = {"seg": "Segmentation slices", "cls": "Classification slices"}
@@ -183,7 +192,7 @@ def _details(result: Mapping[str, Any]) -> Markup:
         if result["data"].get(part)
     }
     run_rows = {
-        "Command": _code(run["command"]),
+        "Command": _code(local_command(run["command"])),
         "Date": run["date"],
         "Took": f"{run['seconds']:.0f} s on {run['device']}",
         "Versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
@@ -197,7 +206,7 @@ def _data_rows(data: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, A
     if data["slices"] != data["of"]:
         slices_ += f" of {data['of']:,}, evenly spread"
     rows = {
-        "From": _code(data["source"]) if data["folder"] else data["source"],
+        "From": _code(local(data["source"])) if data["folder"] else data["source"],
         "Split": data["split"],
         "Slices": slices_,
         "Patients": "not told by file names" if data["patients"] is None else data["patients"],

@@ -6,6 +6,8 @@ import base64
 import dataclasses
 import hashlib
 import importlib.resources
+import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +24,8 @@ _POLICY = (
     "default-src 'none'; base-uri 'none'; form-action 'none'; img-src data:; "
     "style-src 'unsafe-inline'; script-src"
 )
+
+_PATH = re.compile(r"""(?<=['"])/[^'"]+|(?<![^\s=])/[^\s'"]+""")  # quoted or not
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +61,17 @@ def with_interval(
         return shown
     low, high = (format(end, form) for end in interval)
     return Markup("{}<small>{} – {}</small>").format(shown, low, high)
+
+
+def local(path: str, kept: int = 2) -> str:
+    """A path for people elsewhere: of one that begins at the root only its last parts."""
+    parts = pathlib.PurePath(path).parts
+    return "/".join(("…", *parts[1:][-kept:])) if path.startswith("/") else path
+
+
+def local_command(command: str) -> str:
+    """A command line with its paths for people elsewhere."""
+    return _PATH.sub(lambda found: local(found[0]), command)
 
 
 _TEMPLATES = jinja2.Environment(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ from ssm_jax.classes import long_names
 from ssm_jax.report import charts
 from ssm_jax.report.page import Card, Section, page, parts
 from ssm_jax.report.pictures import bounded_jpeg, data_uri
-from ssm_jax.scans.result import ScanResult, SliceResult
+from ssm_jax.scans.result import ScanResult, SliceResult, renamed
 from ssm_jax.visualize import PREDICTED_COLORS
 
 IMAGE_BYTES = 18_000_000  # of all JPEG files of a page; a third more as text
@@ -32,8 +34,9 @@ def scan_report(
 ) -> str:
     """The HTML page of predicted scans.
 
-    Pictures of slices are JPEG files in the page, which all together take at most about
-    `IMAGE_BYTES`; masks are drawn by the page from their run lengths, at full resolution.
+    Names of files are told without the folders of this machine that they lie in. Pictures of slices
+    are JPEG files in the page, which all together take at most about `IMAGE_BYTES`; masks are drawn
+    by the page from their run lengths, at full resolution.
 
     Args:
       results: the scans, in order.
@@ -44,6 +47,7 @@ def scan_report(
     Returns:
       The text of the file; it needs no other and asks for none.
     """
+    results = [_without_folders(result) for result in results]
     slices = sum(len(result.slices) for result in results)
     limit = min(SLICE_BYTES, IMAGE_BYTES // max(slices, 1))
     sections = []
@@ -83,6 +87,19 @@ def viewer_data(result: ScanResult, limit: int) -> dict[str, Any]:
         "first": telling[0] if telling else 0,
         "slices": [_slice_data(k, slice_, limit) for k, slice_ in enumerate(result.slices)],
     }
+
+
+def _without_folders(result: ScanResult) -> ScanResult:
+    """A result that does not tell in which folder of this machine its files lie."""
+    folders: list[str] = []
+    # That of the scan first: what lies in it keeps its place there.
+    for name in (result.name, *(slice_.name for slice_ in result.slices)):
+        known = any(name.startswith(folder) for folder in folders)
+        if os.path.isabs(name) and name.count("/") > 1 and not known:
+            folders.append(f"{os.path.dirname(name)}/")
+    longest_first = sorted(map(re.escape, folders), key=len, reverse=True)
+    found = re.compile("|".join(longest_first))
+    return renamed(result, lambda text: found.sub("", text)) if folders else result
 
 
 def _slice_data(index: int, slice_: SliceResult, limit: int) -> dict[str, Any]:

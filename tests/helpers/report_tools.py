@@ -69,7 +69,7 @@ def sample(seed=0, system="SSMS", seg=8, cls=24, **changes):
         "parameters": 8267759,
         "trainable_segmentation": 6000000,
         "trainable_classification": 4031043,
-        "checkpoint": "/runs/<b>first</b> & last/checkpoints/9",
+        "checkpoint": "/home/somebody/runs/<b>first & last/9",
         "step": 150000,
         "training_minutes": 341.5,
     }

@@ -11,7 +11,7 @@ import pytest
 from markupsafe import Markup
 
 from ssm_jax.report import charts, compare, evaluation, paper, selection, slices
-from ssm_jax.report.page import Section, page, parts
+from ssm_jax.report.page import Section, local, local_command, page, parts
 from tests.helpers.report_tools import HOSTILE, roi_rows, sample
 
 VOID = {"br", "hr", "img", "input", "link", "meta"}
@@ -125,9 +125,20 @@ def test_names_of_files_and_folders_are_text(made):
     assert HOSTILE not in text
     page = Page(text)
     assert HOSTILE in page.text
-    assert "/runs/<b>first</b> & last" in page.text
+    assert "…/runs/<b>first & last/9" in page.text
     assert len(page.all("script")) == 1
     assert not page.all("i")
+
+
+def test_paths_of_this_machine_are_shortened(made):
+    result, text = made
+    assert result["model"]["checkpoint"] not in Page(text).text
+    assert local("/home/somebody/runs/demo", 3) == "…/somebody/runs/demo"
+    assert local("runs/demo") == "runs/demo"
+    command = "ssm-jax evaluate --a=/home/a/b/c '/a b/c d/e' --x=runs/a/b --y=1/2 /a/b/c"
+    assert local_command(command) == (
+        "ssm-jax evaluate --a=…/b/c '…/c d/e' --x=runs/a/b --y=1/2 …/b/c"
+    )
 
 
 def test_slices_show_the_roi_batch(made):

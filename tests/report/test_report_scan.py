@@ -1,6 +1,7 @@
 """The page of scans: complete, escaped, self-contained, and of bounded size."""
 
 import base64
+import dataclasses
 import io
 
 import numpy as np
@@ -98,6 +99,30 @@ def test_many_scans_and_odd_ones():
     assert len(ids) == len(set(ids))
     assert all(d["counts"] is None for s in page.data[3]["slices"] for d in s["detections"])
     assert "There was no scan." in Page(scan.scan_report([], {}, 0.5)).text
+
+
+def test_folders_of_this_machine_are_not_told():
+    def named(result, name, *slices):
+        changed = [
+            dataclasses.replace(s, name=n) for s, n in zip(result.slices, slices, strict=True)
+        ]
+        return dataclasses.replace(result, name=name, slices=changed)
+
+    home = "/home/somebody/scans"
+    series = named(made_up(2, unread=()), f"{home}/p1", f"{home}/p1/IM1", f"{home}/p1/in/IM2")
+    series = dataclasses.replace(series, warnings=[f"1 file is damaged ({home}/p1/IM3)"])
+    zipped = named(made_up(1, unread=()), f"{home}/a.zip (scan 1 of 2)", f"{home}/a.zip/x.dcm")
+    pictures = named(made_up(2, unread=()), "2 pictures", f"{home}/a.png", "/other/place/b.png")
+    relative = named(made_up(1, unread=()), "series/p2", "series/p2/IM1")
+    text = scan.scan_report([series, zipped, pictures, relative], {}, 0.5)
+    assert "somebody" not in text
+    assert "/other" not in text
+    shown = [s["name"] for data in Page(text).data for s in data["slices"]]
+    assert shown == [
+        *("p1/IM1", "p1/in/IM2", "a.zip/x.dcm", "a.png", "b.png"),
+        "series/p2/IM1",
+    ]
+    assert "1 file is damaged (p1/IM3)" in text
 
 
 def test_downloads_come_first():
