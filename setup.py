@@ -17,7 +17,7 @@ MEDICAL = [
     "pylibjpeg-openjpeg>=2.3,<3",
     "pyjpegls>=1.4,<2",
 ]
-SERVE = ["python-multipart>=0.0.18,<0.1", "starlette>=0.46,<2", "uvicorn>=0.30,<1"]
+SERVE = ["python-multipart>=0.0.34,<0.1", "starlette>=0.46,<2", "uvicorn>=0.30,<1"]
 
 setup(
     name="ssm-jax",

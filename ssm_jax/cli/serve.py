@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib
 import logging
 
@@ -37,6 +36,7 @@ class Flags(SummaryFlags):
         password and no encryption.
       port: Port; 0 takes a free one.
       max_upload_mib: Bytes of one upload, all its files together, MiB.
+      identity: Whether results name the patient, dates, descriptions and UIDs.
       model: Which model.
       limits: Of the server.
     """
@@ -46,6 +46,7 @@ class Flags(SummaryFlags):
     max_upload_mib: int = dataclasses.field(
         default=Limits.upload_bytes >> 20, metadata={"least": 1}
     )
+    identity: bool = False
     model: ModelFlags
     limits: Limits = dataclasses.field(
         metadata={
@@ -55,13 +56,10 @@ class Flags(SummaryFlags):
     )
 
 
-def make_model(flags: Flags):
+def make_model(flags: Flags, readers):
     """The functions of a server around the model, which is compiled before this returns."""
     import jax
 
-    from ssm_jax.scans.masks import write_masks
-    from ssm_jax.scans.open import open_scans
-    from ssm_jax.scans.options import ScanError
     from ssm_jax.scans.output import to_json
     from ssm_jax.scans.predict import predict_scan
     from ssm_jax.serve.work import Model
@@ -72,20 +70,10 @@ def make_model(flags: Flags):
     size = predictor.model_config.image_size
     predictor(np.zeros((size, size), np.uint8))
 
-    def opened(paths):
-        scans = open_scans(paths)
-        usable = [scan for scan in scans if not scan.error]
-        if scans and not usable:
-            raise ScanError(f"{scans[0].name}: {scans[0].error}")
-        for scan in scans:
-            if scan.error:
-                usable[0].warnings.append(f"{scan.name}: {scan.error}")
-        return usable
-
     def predicted(scan, progress):
         return predict_scan(predictor, scan, rule=flags.rule, progress=progress)
 
-    return Model(opened, predicted, write_masks, to_json, model.facts(), predictor.score_threshold)
+    return Model(readers.reading, predicted, to_json, model.facts(), predictor.score_threshold)
 
 
 def main(flags: Flags) -> None:
@@ -97,34 +85,16 @@ def main(flags: Flags) -> None:
             raise ValueError(
                 f"{name} is not installed; the server needs: pip install 'ssm-jax[serve]'"
             ) from error
+    from ssm_jax.serve.app import make_app
+    from ssm_jax.serve.guards import is_loopback
+    from ssm_jax.serve.reading import Readers
+    from ssm_jax.serve.run import run
+
     common.start_jax()
     LOG.info("loading and compiling the model")
-    _serve(make_model(flags), flags)
-
-
-def _serve(served, flags: Flags) -> None:
-    """Runs until it is interrupted."""
-    import socket
-
-    import uvicorn
-
-    from ssm_jax.serve.app import is_loopback, make_app
-
-    host = flags.host
-    if not is_loopback(host):
-        LOG.warning("%s lets the network in: there is no password and no encryption", host)
     limits = dataclasses.replace(flags.limits, upload_bytes=flags.max_upload_mib << 20)
-    config = uvicorn.Config(make_app(served, limits, host), log_level="warning")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((host.strip("[]"), flags.port))
-        except OSError as error:
-            raise ValueError(f"cannot listen on {host}:{flags.port}: {error.strerror}") from error
-        shown = f"[{host.strip('[]')}]" if ":" in host else host
-        address = f"http://{shown}:{listening.getsockname()[1]}"
-        print(f"open {address} (Ctrl+C ends)", flush=True)
-        run = functools.partial(uvicorn.Server(config).run, sockets=[listening])
-        with contextlib.suppress(KeyboardInterrupt):
-            run()
+    with contextlib.closing(Readers(limits, flags.identity)) as readers:
+        served = make_model(flags, readers)
+        if not is_loopback(flags.host):
+            LOG.warning("%s lets the network in: no password, no encryption", flags.host)
+        run(make_app(served, limits, flags.host), flags.host, flags.port)

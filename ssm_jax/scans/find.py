@@ -249,8 +249,12 @@ def _require_file(path: str) -> None:
         raise ScanError("is a pipe, a socket or a device, which is not read")
 
 
-def _hidden(parts: tuple[str, ...]) -> bool:
-    """Whether systems put this beside files: names with a point, macOS's own, lists of files."""
+def hidden(parts: tuple[str, ...]) -> bool:
+    """Whether systems put a file there: a name with a point, one of macOS, a list of files.
+
+    Args:
+      parts: of its path within what the user named.
+    """
     if parts[-1].upper() in _INDEXES:
         return True
     return any((part.startswith(".") and part.strip(".")) or part == "__MACOSX" for part in parts)
@@ -271,7 +275,7 @@ def _add_folder(found: Found, path: str, options: InputOptions) -> None:
         seen.add((here.st_dev, here.st_ino))
         files += [pathlib.Path(folder, name) for name in names]
     for file in sorted(files):
-        if _hidden(file.relative_to(path).parts):
+        if hidden(file.relative_to(path).parts):
             continue
         blob = Blob(str(file), str(file), options.max_file_mib * MIB)
         try:
@@ -325,7 +329,7 @@ def _add_zip(found: Found, path: str, options: InputOptions) -> None:
     if total > options.max_zip_mib * MIB:
         raise ScanError(f"the zip unpacks to {total // MIB} MiB, more than {options.max_zip_mib}")
     for index, info in sorted(files, key=lambda item: item[1].filename):
-        if _hidden(tuple(info.filename.split("/"))):
+        if hidden(tuple(info.filename.split("/"))):
             continue
         blob = Blob(f"{path}/{info.filename}", path, limit, archive, index)
         try:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import pathlib
 import re
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from ssm_jax.ops import rle
-from ssm_jax.predictor import Prediction
 from ssm_jax.scans.dicom_seg import dicom_seg
 from ssm_jax.scans.nifti import NiftiVolume, nifti_in_place
 from ssm_jax.scans.options import ScanError
 from ssm_jax.scans.result import ScanResult
 from ssm_jax.scans.source import Scan
+
+if TYPE_CHECKING:  # reading an upload takes no JAX
+    from ssm_jax.predictor import Prediction
 
 KINDS = ("nifti", "dicom-seg", "png")
 _MOST_SLICES = 4096  # of a grid

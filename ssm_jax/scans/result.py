@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ssm_jax.predictor import Prediction
+if TYPE_CHECKING:  # reading an upload takes no JAX
+    from ssm_jax.predictor import Prediction
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pathlib
 import secrets
 import shutil
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +34,7 @@ class Job:
       folder: of its own; `uploads` in it, and what the work leaves.
       label: what the user knows it by; shown, and never used as a path.
       names: names for people by path of the uploaded file.
+      left_out: names for people of files that were not stored, for they are no images.
       state: "waiting", "running", "done" or "failed".
       done: slices predicted.
       total: slices of the scan that is being predicted; 0 before it is known.
@@ -47,6 +49,7 @@ class Job:
     folder: pathlib.Path
     label: str = ""
     names: dict[pathlib.Path, str] = dataclasses.field(default_factory=dict)
+    left_out: list[str] = dataclasses.field(default_factory=list)
     state: str = WAITING
     done: int = 0
     total: int = 0
@@ -121,7 +124,7 @@ class Jobs:
                 raise QueueFullError
         job_id = secrets.token_urlsafe(16)
         job = Job(job_id, self._root / job_id)
-        job.uploads.mkdir(parents=True, mode=0o700)
+        job.folder.mkdir()
         return job
 
     def submit(self, job: Job) -> None:
@@ -180,14 +183,14 @@ class Jobs:
         shutil.rmtree(job.folder, ignore_errors=True)
 
     def close(self) -> None:
-        """Stops the thread as soon as the slice at hand is done, and forgets all jobs."""
+        """Stops the thread as soon as the slices at hand are done, and forgets all jobs."""
         with self._changed:
             self._closed = True
             self._line.clear()
             for job in self._jobs.values():
                 job.canceled = True
             self._changed.notify_all()
-        self._thread.join(timeout=60)
+        self._thread.join(timeout=3)
 
     def _run(self) -> None:
         while True:
@@ -216,9 +219,13 @@ class Jobs:
             return {}, "canceled"
         except (ValueError, OSError) as error:
             return {}, str(error) or type(error).__name__
-        except Exception:
-            LOG.exception("job %s failed", job.id)
-            return {}, "an error of the program; the log of the server tells more"
+        except Exception as error:
+            # What an error says may quote a header, and so name a patient; where it is does not.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{pathlib.Path(place.filename).name}, line {place.lineno}"
+            LOG.error("an upload failed: %s in %s", type(error).__name__, where)
+            LOG.debug("an upload failed", exc_info=True)
+            return {}, "an error of the program; the log of the server tells where"
 
     def _forget_old(self) -> None:
         with self._changed:

@@ -79,7 +79,8 @@ def test_a_slice_gives_what_the_model_predicts(tmp_path):
         output, _ = process.communicate(timeout=30)
     assert process.returncode == 0, output
     assert "Traceback" not in output
-    (entry,), (scan,) = found["slices"], found["scans"]
+    (entry, unread), (scan,) = found["slices"], found["scans"]
+    assert unread["file"] == "bad.nii"
     assert scan["summary"]["rule"] == "vote"
     assert any("bad.nii" in warning for warning in scan["warnings"])
     expected = Predictor(config, variables, **THRESHOLDS)(image)

@@ -6,6 +6,7 @@ import pathlib
 import threading
 import zipfile
 
+from ssm_jax.scans.source import Scan
 from ssm_jax.serve.work import Model
 from tests.helpers.scan_tools import scan as made_up
 
@@ -28,19 +29,29 @@ class Fake:
     kind: str = "nifti"
     slices: int = 6
 
+    @contextlib.contextmanager
+    def reading(self, stop):
+        """As the server takes it: an upload is read by this object, in this process."""
+        yield self
+
     def open_scans(self, paths):
-        """One scan; of a zip one a member; a file that starts with "bad" is none."""
-        (path,) = map(pathlib.Path, paths)
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
-        self.opened.append((path, {file.name: file.read_bytes() for file in files}))
-        if files[0].read_bytes().startswith(b"bad"):
-            raise ValueError(f"{files[0]}: not a scan; export it again ({files[0].name})")
-        if files[0].read_bytes().startswith(b"bug"):
+        """A scan a path, of a zip one a member; a file that starts with "bad" is none."""
+        paths = [pathlib.Path(path) for path in paths]
+        files = [f for p in paths for f in (sorted(p.iterdir()) if p.is_dir() else [p])]
+        self.opened.append(([str(p) for p in paths], {f.name: f.read_bytes() for f in files}))
+        if any(file.read_bytes().startswith(b"bug") for file in files):
             raise RuntimeError("surprise")
+        return [scan for path in paths for scan in self._scans(path)]
+
+    def _scans(self, path):
+        file = next(path.iterdir()) if path.is_dir() else path
+        if file.read_bytes().startswith(b"bad"):
+            why = f"not a scan; export it again ({file.name})"
+            return [Scan(str(file), self.kind, error=why)]
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                return [f"{path}: {name}" for name in archive.namelist()]
-        return [str(path)]
+                return [Scan(f"{path}/{name}", self.kind) for name in archive.namelist()]
+        return [Scan(str(path), self.kind)]
 
     def wait(self):
         """Until a prediction has begun."""
@@ -53,13 +64,13 @@ class Fake:
         assert self.gate.wait(30)
         for done in range(self.slices + 1):
             progress(done, self.slices)
-        result = made_up(self.slices, unread=(1,), name=scan)
+        result = made_up(self.slices, unread=(1,), name=scan.name)
         return dataclasses.replace(result, kind=self.kind)
 
-    def write_masks(self, result, scan, kind, folder):
+    def write_masks(self, result, number, kind, folder):
         """One file; DICOM SEG fails."""
         if kind == "dicom-seg":
-            raise ImportError("highdicom is missing: pip install ssm-jax[medical]")
+            raise ValueError("highdicom is missing: pip install ssm-jax[medical]")
         path = folder / f"mask.{kind}"
         path.write_text(f"{kind} of {len(result.slices)} slices")
         return [path]
@@ -67,12 +78,12 @@ class Fake:
     def model(self):
         """As the server takes it."""
 
-        def to_json(results):
-            return [{"name": result.name, "slices": len(result.slices)} for result in results]
+        def to_json(results, failed):
+            found = [{"name": result.name, "slices": len(result.slices)} for result in results]
+            return [*found, *({"name": scan.name, "error": scan.error} for scan in failed)]
 
         facts = {"Checkpoint": "made up"}
-        functions = (self.open_scans, self.predict_scan, self.write_masks, to_json)
-        return Model(*functions, facts, 0.5)
+        return Model(self.reading, self.predict_scan, to_json, facts, 0.5)
 
 
 def zipped(path, names=("one.dcm", "two.dcm")):

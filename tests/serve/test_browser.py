@@ -85,6 +85,43 @@ def test_files_are_dropped(browser, served):
     assert_silent(page, address)
 
 
+@pytest.fixture
+def series(tmp_path):
+    """A folder with slices in it and below it, and what lies beside slices."""
+    folder = tmp_path / "series"
+    (folder / "inner").mkdir(parents=True)
+    for name in ("a.dcm", "inner/a.dcm", "README.TXT"):
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def dropped(page, folder):
+    """Drags a folder from elsewhere onto the page."""
+    box = page.locator("#drop").bounding_box()
+    data = {"items": [], "files": [str(folder)], "dragOperationsMask": 1}
+    session = page.context.new_cdp_session(page)
+    for kind in ("dragEnter", "dragOver", "drop"):
+        event = {"type": kind, "x": box["x"] + 20, "y": box["y"] + 20, "data": data}
+        session.send("Input.dispatchDragEvent", event)
+
+
+@pytest.mark.parametrize("way", ["dropped", "chosen"])
+def test_folders_are_walked(browser, served, series, way):
+    address, fake = served
+    fake.gate.set()
+    page = opened(browser, address)
+    if way == "dropped":
+        dropped(page, series)
+    else:
+        page.set_input_files("#folder", series)
+    page.wait_for_url("**/report.html")
+    ((_, files),) = fake.opened
+    assert sorted(files.values()) == [b"a.dcm", b"inner/a.dcm"]
+    assert page.inner_text(".lead") in ("series/a.dcm and 1 more", "series/inner/a.dcm and 1 more")
+    assert "README.TXT" in page.inner_text(".warnings")
+    assert_silent(page, address)
+
+
 def test_what_goes_wrong_is_said(browser, served, tmp_path):
     address, fake = served
     fake.gate.set()

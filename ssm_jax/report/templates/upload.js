@@ -2,7 +2,7 @@
 (() => {
   const POLL = 500; // milliseconds
   const $ = (id) => document.getElementById(id);
-  const drop = $("drop"), field = $("file"), bar = $("bar");
+  const drop = $("drop"), bar = $("bar");
   let turn = 0; // counts uploads: what belongs to an earlier one is not shown any more
 
   function fail(text) {
@@ -68,10 +68,24 @@
     }
   }
 
-  function send(files) {
-    const all = [...files];
-    if (!all.length) return;
-    const bytes = all.reduce((sum, file) => sum + file.size, 0);
+  // The files of what was dropped, folders walked, as [file, its path].
+  async function walked(entry, folder = "") {
+    const path = folder + entry.name;
+    if (entry.isFile) return [[await new Promise((take, fail) => entry.file(take, fail)), path]];
+    const reader = entry.createReader(), found = [];
+    while (true) {
+      const some = await new Promise((take, fail) => reader.readEntries(take, fail));
+      if (!some.length) return found;
+      for (const inner of some) found.push(...await walked(inner, path + "/"));
+    }
+  }
+
+  const chosen = (files) => [...files].map((file) => [file, file.webkitRelativePath || file.name]);
+
+  // Uploads [file, path] pairs.
+  function send(all) {
+    if (!all.length) return fail("There is no file in it.");
+    const bytes = all.reduce((sum, [file]) => sum + file.size, 0);
     const limit = Number(drop.dataset.limit), most = Number(drop.dataset.files);
     if (bytes > limit)
       return fail(`${bytes} bytes are too many: this server takes ${limit} at once.`);
@@ -79,8 +93,8 @@
       return fail(`${all.length} files are too many: this server takes ${most}; zip the series.`);
     const mine = ++turn;
     const form = new FormData();
-    for (const file of all) form.append("file", file, file.name);
-    const label = all.length === 1 ? all[0].name : `${all.length} files`;
+    for (const [file, path] of all) form.append("file", file, path);
+    const label = all.length === 1 ? all[0][0].name : `${all.length} files`;
     const request = new XMLHttpRequest();
     request.responseType = "json";
     request.upload.addEventListener("progress", (event) => {
@@ -108,15 +122,25 @@
       drop.classList.add("over");
     });
   drop.addEventListener("dragleave", () => drop.classList.remove("over"));
-  drop.addEventListener("drop", (event) => {
+  drop.addEventListener("drop", async (event) => {
     event.preventDefault();
     drop.classList.remove("over");
-    send(event.dataTransfer.files);
+    const files = [...event.dataTransfer.files];
+    // Entries are only there until the first wait; a script's own files have none.
+    const items = [...event.dataTransfer.items].filter((item) => item.kind === "file");
+    const entries = items.map((item) => item.webkitGetAsEntry());
+    if (!entries.length || entries.includes(null)) return send(chosen(files));
+    try {
+      send((await Promise.all(entries.map((entry) => walked(entry)))).flat());
+    } catch (error) {
+      fail(`What was dropped cannot be read: ${error.message}`);
+    }
   });
-  field.addEventListener("change", () => {
-    send(field.files);
-    field.value = "";
-  });
+  for (const field of [$("file"), $("folder")])
+    field.addEventListener("change", () => {
+      if (field.files.length) send(chosen(field.files));
+      field.value = "";
+    });
   $("delete").addEventListener("click", async () => {
     const id = location.hash.slice(1);
     turn++;
