@@ -27,16 +27,19 @@ Examples:
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import pathlib
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 
 from ssm_jax.cli import common
 from ssm_jax.cli.model import Loaded, ModelFlags, SummaryFlags
 from ssm_jax.cli.processes import ProcessFlags, join
-from ssm_jax.scans.options import InputOptions
+from ssm_jax.scans.options import InputOptions, ScanError, guarded, visible
 
 MASKS = ("none", "json", "nifti", "dicom-seg", "png")
 
@@ -98,12 +101,17 @@ class Flags(SummaryFlags):
 
 
 class Overlays:
-    """Draws a picture of each prediction; its number keeps apart equal names of folders."""
+    """Draws a picture of each prediction; its number keeps apart equal names of folders.
+
+    Attributes:
+      failed: why pictures could not be drawn or written, a line each.
+    """
 
     def __init__(self, folder: pathlib.Path):
         """Takes the folder, which is created with the first picture."""
         self._folder = folder
         self._count = 0
+        self.failed: list[str] = []
 
     def of(self, scan):
         """The callback for `predict_scan` of the next scan."""
@@ -112,12 +120,18 @@ class Overlays:
 
         def draw(index: int, image: np.ndarray, prediction) -> None:
             from ssm_jax import classes, visualize
+            from ssm_jax.scans.masks import file_name
 
-            self._folder.mkdir(parents=True, exist_ok=True)
-            path = pathlib.PurePath(scan.slices[index].name)
+            name = pathlib.PurePath(scan.slices[index].name).name
             names = classes.long_names(len(prediction.class_logits))
-            picture = visualize.overlay(image, prediction, class_names=names, title=path.name)
-            picture.save(self._folder / f"{first + index:05d}_{path.stem}.png")
+            try:
+                with guarded("no overlay"):
+                    self._folder.mkdir(parents=True, exist_ok=True)
+                    title = visible(name)
+                    picture = visualize.overlay(image, prediction, class_names=names, title=title)
+                    picture.save(self._folder / file_name(first + index, name))
+            except ScanError as error:
+                self.failed.append(f"{visible(name)}: {error}")
 
         return draw
 
@@ -127,11 +141,11 @@ def predict_all(predictor, scans: list, flags: Flags) -> list:
 
     Args:
       predictor: the model.
-      scans: that can be read.
+      scans: that can be read; one that cannot be predicted gets its `error`.
       flags: of the command.
 
     Returns:
-      One ScanResult a scan.
+      One ScanResult a scan without an error.
 
     Raises:
       ScanError: a lung mask that does not fit.
@@ -151,17 +165,25 @@ def predict_all(predictor, scans: list, flags: Flags) -> list:
             def advance(done: int, total: int, before: int = bar.n) -> None:
                 bar.update(before + done - bar.n)
 
-            results.append(
-                predict_scan(
-                    predictor,
-                    scan,
-                    rule=flags.rule,
-                    progress=advance,
-                    lung=lung,
-                    keep_images=bool(flags.report),
-                    shown=overlays.of(scan) if flags.overlays else None,
-                )
-            )
+            try:
+                with guarded("cannot be predicted"):
+                    result = predict_scan(
+                        predictor,
+                        scan,
+                        rule=flags.rule,
+                        progress=advance,
+                        lung=lung,
+                        keep_images=bool(flags.report),
+                        shown=overlays.of(scan) if flags.overlays else None,
+                    )
+            except ScanError as error:
+                if lung is not None or jax.process_count() > 1:
+                    raise  # the one scan there is, or one that the others wait for
+                scan.error = str(error)
+                continue
+            result.warnings.extend(overlays.failed)
+            overlays.failed.clear()
+            results.append(result)
             if jax.process_index() == 0:
                 folder = flags.output_dir / "masks"
                 folder = folder if len(scans) == 1 else folder / f"scan_{number}"
@@ -172,19 +194,36 @@ def predict_all(predictor, scans: list, flags: Flags) -> list:
 def write_mask_files(results: list, scan, kinds: list[str], folder: pathlib.Path) -> None:
     """Writes the masks of the last result; what a kind cannot hold becomes a warning of it."""
     from ssm_jax.scans.masks import write_masks
-    from ssm_jax.scans.options import ScanError
 
     for kind in kinds:
         place = folder / "png" if kind == "png" else folder
-        place.mkdir(parents=True, exist_ok=True)
         try:
-            write_masks(results[-1], scan, kind, place)
+            with guarded("they cannot be written"):
+                place.mkdir(parents=True, exist_ok=True)
+                write_masks(results[-1], scan, kind, place)
         except ScanError as error:
             results[-1].warnings.append(f"no masks as {kind}: {error}")
 
 
 def main(flags: Flags) -> None:
     """The program."""
+    with private_files():
+        predict(flags)
+
+
+@contextlib.contextmanager
+def private_files() -> Iterator[None]:
+    """Makes files that are written meanwhile readable by nobody else: they tell of patients."""
+    old = os.umask(0o077)
+    os.umask(old | 0o077)
+    try:
+        yield
+    finally:
+        os.umask(old)
+
+
+def predict(flags: Flags) -> None:
+    """Predicts all inputs and writes what was found."""
     join(flags.processes)
     options, output = flags.input_options(), flags.output_dir
     flags.kinds()  # refuses what cannot be, before minutes of work
@@ -194,12 +233,12 @@ def main(flags: Flags) -> None:
 
     from ssm_jax.files import write_json, write_text_atomically
     from ssm_jax.scans.open import open_scans
-    from ssm_jax.scans.output import to_json
+    from ssm_jax.scans.output import to_json, without_folders
+    from ssm_jax.scans.result import renamed
 
     model = Loaded(flags.model)
-    scans = open_scans([*flags.inputs], options)
-    failed = [scan for scan in scans if scan.error]
-    scans = [scan for scan in scans if not scan.error]
+    opened = open_scans([*flags.inputs], options)
+    scans = [scan for scan in opened if not scan.error]
     # A CPU gains nothing from batches; an accelerator does.
     batch_size = jax.local_device_count() * (1 if jax.default_backend() == "cpu" else 8)
     if flags.batch_size:  # no larger than a scan, for it is filled up
@@ -208,12 +247,20 @@ def main(flags: Flags) -> None:
     results = predict_all(predictor, scans, flags)
     if jax.process_index():
         return  # the first process has all results, and writes them
+    short = str if options.identity else without_folders(flags.inputs)
+    failed = [
+        dataclasses.replace(scan, name=short(scan.name), error=short(scan.error))
+        for scan in opened
+        if scan.error
+    ]
+    results = [renamed(result, short) for result in results]
     content = to_json(results, failed)
     write_json(output / "predictions.json", content)
     if flags.report:
         from ssm_jax.report.scan import scan_report
 
-        page = scan_report(results, model.facts(), predictor.score_threshold)
+        shown = [renamed(result, visible) for result in results]
+        page = scan_report(shown, model.facts(), predictor.score_threshold)
         write_text_atomically(output / flags.report, page)
     tell(results, content["slices"], output)
 
@@ -229,12 +276,12 @@ def tell(results: list, entries: list[dict], output: pathlib.Path) -> None:
             parts = [f"{n} {s:.3f}" for n, s in zip(names, shares, strict=True)]
             if result.summary.lesion_ml is not None:
                 parts.append(f"lesions {result.summary.lesion_ml:.1f} ml")
-            print(f"{result.name}: {', '.join(parts)}")
+            print(f"{visible(result.name)}: {', '.join(parts)}")
         for warning in result.warnings:
-            print(f"warning: {result.name}: {warning}", file=sys.stderr)
+            print(f"warning: {visible(result.name)}: {visible(warning)}", file=sys.stderr)
     failed = [entry for entry in entries if "error" in entry]
     print(f"{len(entries) - len(failed)} of {len(entries)} slices -> {output / 'predictions.json'}")
     for entry in failed:
-        print(f"{entry['file']}: {entry['error']}", file=sys.stderr)
+        print(visible(f"{entry['file']}: {entry['error']}"), file=sys.stderr)
     if failed:
         sys.exit(1)

@@ -27,7 +27,6 @@ def body_mask(image: np.ndarray, tissue: float) -> np.ndarray:
     if not count:
         return thick
     largest = parts == np.bincount(parts.ravel())[1:].argmax() + 1
-    largest = ndimage.binary_dilation(largest, iterations=_THIN)
     inside = np.ones_like(largest)
     for axis in (0, 1):
         inside &= np.logical_or.accumulate(largest, axis)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ssm_jax.scans.dicom_header import is_index, read_dataset, text, whole
+from ssm_jax.scans.dicom_header import has_table, is_index, read_dataset, text, whole
 from ssm_jax.scans.find import Blob
 from ssm_jax.scans.options import ScanError, guarded
 from ssm_jax.scans.source import Turn
@@ -279,9 +279,9 @@ def _positive(value: Any) -> float | None:
 def _numbers(header: Any, number: int, keyword: str) -> tuple[float, float] | None:
     """Two positive numbers of a frame, or None."""
     value = _field(header, number, "PixelMeasuresSequence", keyword)
-    if value is None or len(value) != 2:
+    first, second, *more = map(_positive, [*np.ravel(value).tolist(), None, None])
+    if len(more) > 2:
         return None
-    first, second = map(_positive, value)
     return (first, second) if first and second else None
 
 
@@ -292,7 +292,7 @@ def _stored(header: Any, number: int) -> Stored:
     signed = whole(header, "PixelRepresentation", 0) == 1
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     inverted = header.get("PhotometricInterpretation") == "MONOCHROME1"
-    if header.get("ModalityLUTSequence"):  # which reading applies
+    if has_table(header):  # which reading applies
         bits = int(header.ModalityLUTSequence[0].LUTDescriptor[2])
         return Stored(0.0, 2.0**bits - 1, 1.0, 0.0, True, inverted)
     values = "PixelValueTransformationSequence"

@@ -74,6 +74,12 @@ def is_index(header: Any) -> bool:
     return header.file_meta.get("MediaStorageSOPClassUID") == _INDEX
 
 
+def has_table(header: Any) -> bool:
+    """Whether the header has a table of values (Modality LUT), and not only a place for one."""
+    items = header.get("ModalityLUTSequence")
+    return bool(items) and all(items[0].get(f"LUT{part}") for part in ("Descriptor", "Data"))
+
+
 def text(header: Any, keyword: str) -> str:
     """An element for people, in one line of bounded length; "" where there is none to be read."""
     # Whatever an element is that only people read, the image is as good as without it.

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ssm_jax.scans.dicom_header import read_dataset, whole
+from ssm_jax.scans.dicom_header import has_table, read_dataset, whole
 from ssm_jax.scans.find import Blob
 from ssm_jax.scans.options import InputOptions, ScanError, guarded, medical_library
 
@@ -44,7 +44,7 @@ class Pixels:
             dataset = self._dataset or self._read()
             _check(dataset, number, options)
             values = processing.pixel_array(dataset, index=number)
-            if "ModalityLUTSequence" in dataset:
+            if has_table(dataset):
                 values = processing.apply_modality_lut(values, dataset)
             return values
 

@@ -114,10 +114,14 @@ def _source(pydicom, frame: Frame, reference: str) -> Any:
     for keyword in _OF_THE_STUDY:
         setattr(source, keyword, "")
     for keyword in (*_OF_THE_STUDY, *_OPTIONAL):
-        # A damaged element is left as empty as a missing one.
+        # A damaged element, and one that may not be written, is as empty as a missing one.
         with contextlib.suppress(Exception):
             if keyword in header:
-                setattr(source, keyword, header[keyword].value)
+                element, valuerep = header[keyword], pydicom.valuerep
+                valuerep.validate_value(element.VR, str(element.value), pydicom.config.RAISE)
+                setattr(source, keyword, element.value)
+    if source.PatientSex not in ("M", "F", "O"):
+        source.PatientSex = ""
     if header.get("SpecificCharacterSet"):
         source.SpecificCharacterSet = header.SpecificCharacterSet
     return source

@@ -152,7 +152,7 @@ def _scan(nibabel, volume: NiftiVolume, warnings: list[str], options: InputOptio
     if undefined:
         warnings.append(f"{undefined:.2g} of all voxels are no numbers, and taken for air")
     samples = [(volume.plane(int(share * shape[axis])), stored) for share in _SAMPLES]
-    reading, assumed = decide(samples, stored, Source("ct"), options)
+    reading, assumed = decide(samples, stored, Source("volume"), options)
     lengths = nibabel.affines.voxel_sizes(affine)
     rows, columns = (second, first) if turn.transpose else (first, second)
     # The distance of slices is along their normal, however the third axis is sheared.

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ssm_jax.classes import short_names
+from ssm_jax.scans.find import expand
 from ssm_jax.scans.result import ScanResult, SliceResult
 from ssm_jax.scans.source import Scan
+
+
+def without_folders(inputs: Sequence[str]) -> Callable[[str], str]:
+    """Makes texts in which no folder of this machine stands.
+
+    Args:
+      inputs: paths as they were given; relative ones, which tell of no folder above, stay.
+
+    Returns:
+      From a text to the same with paths relative to the folder that all absolute inputs share, or
+      where they share none to their own.
+    """
+    folders = {
+        os.path.dirname(path).rstrip("/") for path in expand(list(inputs)) if os.path.isabs(path)
+    }
+    shared = os.path.commonpath(folders) if folders else "/"
+    cut = [shared] if shared != "/" else sorted(folders, key=len, reverse=True)
+
+    def short(text: str) -> str:
+        for folder in cut:
+            text = text.replace(f"{folder}/", "")
+        return text
+
+    return short
 
 
 def to_json(results: Sequence[ScanResult], failed: Sequence[Scan] = ()) -> dict[str, Any]:

@@ -118,8 +118,9 @@ class Source:
     """Where values come from, as far as it says what they can be.
 
     Attributes:
-      kind: "ct": the header says so; "unknown": it does not say; "other": it says something else,
-        so that no intercept is assumed; "projection": a localizer, which is no slice.
+      kind: "ct": the header says so; "unknown": it does not say; "other": it says something else;
+        "volume": NIfTI, whose header has all of the rescale and never says; "projection": a
+        localizer, which is no slice.
       window: (center, width) that its maker chose to show it with; None where unknown.
     """
 
@@ -137,8 +138,8 @@ def decide(
 
     Tried in this order, until the values are plausible as Hounsfield units: the header's rescale
     (of MONOCHROME1 on inverted values, then on values as they are), and where it has none or does
-    nothing, an intercept of -1024. If none fits, a CT that was rescaled is believed where the
-    window then shows anything, and anything else is shown by its own window.
+    nothing, an intercept of -1024 (of CT and the unknown). If none fits, a CT that was rescaled is
+    believed where the window then shows anything, and anything else is shown by its own window.
 
     Args:
       samples: some slices: stored values, and what their own header says of them.
@@ -158,11 +159,11 @@ def decide(
         return own, ["a localizer, which is no slice; shown by its own window"]
     polarities = (True, False) if header.inverted else (False,)
     readings = [Reading(True, invert) for invert in polarities]
-    if (header.slope, header.intercept) == (1, 0) and source.kind != "other":
+    if (header.slope, header.intercept) == (1, 0) and source.kind in ("ct", "unknown"):
         readings += [Reading(True, invert, (1.0, -1024.0)) for invert in polarities]
     found = next((r for r in readings if _fits(r, samples)), None)
     if found is not None:
-        return found, _assumed(found, header, source.kind == "ct")
+        return found, _assumed(found, header, source.kind in ("ct", "volume"))
     values = _together([values for values, _ in samples])
     shown = f"{values.min():g} to {values.max():g}" if values.size else "unread"
     said = source.kind == "ct" and header.rescaled and (header.slope, header.intercept) != (1, 0)

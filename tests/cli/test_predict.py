@@ -107,7 +107,7 @@ def test_a_folder_with_unreadable_files(checkpoint, folder, tmp_path):
     shown = call(checkpoint, tmp_path / "out", folder, overlays=True)
     assert shown.returncode == 1
     entries = entries_of(tmp_path / "out")
-    names = [str(pathlib.Path(e["file"]).relative_to(folder)) for e in entries]
+    names = [str(pathlib.Path(e["file"]).relative_to(folder.name)) for e in entries]
     assert names == ["alpha.png", "cut.png", "deep.png", "deeper/color.JPG", "wide.png"]
     by_name = dict(zip(names, entries, strict=True))
     assert by_name["cut.png"].keys() == {"file", "scan", "position", "error"}
@@ -157,7 +157,8 @@ def test_several_inputs_keep_their_order(checkpoint, folder, tmp_path):
     assert done.returncode == 1
     entries = entries_of(tmp_path / "out")
     files = [e["file"] for e in entries]
-    assert files == [str(wide), str(color), str(wide), str(empty), "nowhere.png"]
+    names = ["wide.png", "deeper/color.JPG", "wide.png"]
+    assert files == [*(f"slices/{name}" for name in names), "empty", "nowhere.png"]
     assert entries[3]["error"].startswith("the folder holds no DICOM")
     assert entries[4]["error"] == "no such file"
     assert entries[0] == entries[2]
@@ -166,7 +167,7 @@ def test_several_inputs_keep_their_order(checkpoint, folder, tmp_path):
 def test_a_name_with_a_comma_is_one_file(checkpoint, folder, tmp_path):
     (folder / "wide.png").rename(folder / "a,b.png")
     assert call(checkpoint, tmp_path / "out", folder / "a,b.png").returncode == 0
-    assert [e["file"] for e in entries_of(tmp_path / "out")] == [str(folder / "a,b.png")]
+    assert [e["file"] for e in entries_of(tmp_path / "out")] == ["a,b.png"]
 
 
 def test_a_series_with_masks_report_and_summary(checkpoint, tmp_path):
@@ -185,7 +186,10 @@ def test_a_series_with_masks_report_and_summary(checkpoint, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Common pneumonia" in done.stdout
     entries = entries_of(out)
-    assert [e["file"] for e in entries] == [str(path) for path in paths.values()]
+    assert [e["file"] for e in entries] == [f"series/{path.name}" for path in paths.values()]
+    for path in (out, out / "masks" / "png", out / "predictions.json", out / "report.html"):
+        assert path.stat().st_mode & 0o077 == 0  # nobody else reads of patients
+    assert str(tmp_path) not in (out / "predictions.json").read_text()
     assert nibabel.load(out / "masks" / "lesions.nii.gz").shape == (64, 64, 5)
     assert (out / "masks" / "lesions.dcm").exists()
     assert len(list((out / "masks" / "png").glob("*.png"))) == 5

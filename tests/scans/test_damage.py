@@ -66,7 +66,6 @@ def replaced(data, tag, vr, value):
         ((0x28, 0x10), b"QQ", b"@\0"),
         ((0x28, 0x10), b"US", b"@\0@\0"),
         ((0x28, 0x10), b"US", b"@\0\0"),
-        ((0x28, 0x30), b"DS", b"0.7 "),
         ((0x28, 0x1053), b"DS", b"x "),
         ((0x28, 0x100), b"US", b"\xff\xff"),
         ((0x20, 0x37), b"SQ", b"\xfe\xff\x00\xe0\x00\x00\x00\x00"),

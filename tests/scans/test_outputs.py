@@ -14,12 +14,14 @@ import pydicom
 
 from ssm_jax.ops import rle
 from ssm_jax.predictor import Prediction, softmax
-from ssm_jax.scans.masks import grid, label_map, write_masks
+from ssm_jax.scans.body import body_mask
+from ssm_jax.scans.masks import file_name, grid, label_map, write_masks
 from ssm_jax.scans.open import open_scans
 from ssm_jax.scans.options import ScanError
-from ssm_jax.scans.output import to_json
+from ssm_jax.scans.output import to_json, without_folders
 from ssm_jax.scans.predict import LungMask, predict_scan
-from ssm_jax.scans.summary import summarize
+from ssm_jax.scans.result import renamed
+from ssm_jax.scans.summary import summarize, thicknesses
 from tests.helpers.dicom_tools import (
     BRIGHT,
     ORIENTATIONS,
@@ -260,3 +262,183 @@ def test_json_of_scans(tmp_path):
     assert (scan["slices"], scan["unread"]) == (6, 1)
     assert scan["summary"]["telling"][0] == str(paths[5])
     assert scan["summary"]["predicted_class_name"] == "covid"
+
+
+def test_thickness_by_hand():
+    np.testing.assert_allclose(thicknesses([0, 2, 3, 7], 9), [2, 1.5, 2.5, 4])
+    np.testing.assert_allclose(thicknesses([0, None, 3, None], 9), [3, 0, 3, 0])
+    np.testing.assert_allclose(thicknesses([None, 5], 9), [0, 9])
+
+
+def test_the_volume_of_uneven_slices_takes_each_by_its_own(tmp_path):
+    Series().write(tmp_path / "s", HU, places=[0, 1, 2, 5])
+    _, result = predicted(tmp_path / "s")
+    areas, reach = LESIONS[[0, 1, 2, 5]].sum((1, 2)), np.array([2.5, 2.5, 5, 7.5])
+    ml = areas @ reach * SPACING[1] * SPACING[2] / 1000
+    assert result.summary.lesion_ml == pytest.approx(ml)
+    assert any("slices are missing" in line for line in result.warnings)
+
+
+@pytest.mark.parametrize("orientation", ["plain", "transposed"])
+def test_the_model_is_told_the_shape_of_pixels(tmp_path, orientation):
+    Series(orientation).write(tmp_path / "s", HU)
+    (scan,) = open_scans([str(tmp_path / "s")])
+    model = BrightSpots()
+    predict_scan(model, scan)
+    np.testing.assert_allclose(model.aspects, [SPACING[1] / SPACING[2]] * 6)
+    square = {"PixelSpacing": [0.7, 0.7000001]}
+    Series(orientation).write(tmp_path / "q", HU, **square)
+    (scan,) = open_scans([str(tmp_path / "q")])
+    assert [slice_.aspect for slice_ in scan.slices] == [1.0] * 6
+    bare = {"PixelSpacing": None, "PixelAspectRatio": [2, 1]}
+    Series("plain").write(tmp_path / "r", HU, **bare)
+    (scan,) = open_scans([str(tmp_path / "r")])
+    assert [slice_.aspect for slice_ in scan.slices] == [2.0] * 6
+
+
+def tilted(folder, degrees=20):
+    """A series whose slices are tilted against the way the table moves."""
+    series, angle = Series(), np.radians(degrees)
+    folder.mkdir()
+    for z, hu in enumerate(HU):
+        place = [-20.0, -30.0, -100 + 2.5 * z]
+        turned = [1, 0, 0, 0, np.cos(angle), np.sin(angle)]
+        elements = {"ImagePositionPatient": place, "ImageOrientationPatient": turned}
+        save(series.dataset(hu, z, **elements), folder / f"{z}.dcm")
+
+
+def test_masks_of_a_tilted_gantry_lie_where_its_slices_do(tmp_path):
+    tilted(tmp_path / "s")
+    scan, result = predicted(tmp_path / "s")
+    assert any("tilted by 20.0 degrees" in line for line in scan.warnings)
+    assert scan.spacing[0] == pytest.approx(2.5 * np.cos(np.radians(20)))
+    (path,) = write_masks(result, scan, "nifti", tmp_path)
+    image = nibabel.load(path)
+    assert int(image.header["qform_code"]) == 0  # a qform has no shear
+    expected = set()
+    for slice_, lesions in zip(scan.slices, LESIONS, strict=True):
+        rows, columns = np.nonzero(lesions)
+        places = slice_.affine @ [columns, rows, 0 * rows, 0 * rows + 1]
+        expected |= {tuple(place) for place in np.round(places[:3].T, 2) + 0.0}
+    found = in_ras(path)
+    assert len(found) == len(expected)
+    distances = np.abs(np.array(sorted(found)) - np.array(sorted(expected))).max()
+    assert distances < 0.02
+    (path,) = write_masks(result, scan, "dicom-seg", tmp_path)
+    seg = highdicom.seg.segread(path)
+    for group in seg.PerFrameFunctionalGroupsSequence:
+        position = group.PlanePositionSequence[0].ImagePositionPatient
+        assert position[:2] == [-20, -30]
+
+
+def test_a_volume_longer_than_nifti_1_can_tell(tmp_path):
+    from ssm_jax.scans.nifti import nifti_in_place
+
+    nifti_in_place(tmp_path / "a.nii.gz", np.ones((40_000, 2, 1), np.uint8), np.eye(4))
+    assert nibabel.load(tmp_path / "a.nii.gz").shape == (40_000, 2, 1)
+
+
+def test_a_slice_far_away_makes_no_giant_volume(tmp_path):
+    series = Series()
+    (tmp_path / "s").mkdir()
+    big = np.kron(chest(3), np.ones((1, 20, 20)))
+    for z, place in enumerate((0, 1, 2000)):
+        elements = {"ImagePositionPatient": [0, 0, place]}
+        save(series.dataset(big[z], z, **elements), tmp_path / "s" / f"{z}.dcm")
+    scan, result = predicted(tmp_path / "s")
+    with pytest.raises(ScanError, match="too far apart"):
+        write_masks(result, scan, "nifti", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "removed",
+    [
+        {"SliceThickness": None},
+        {"SpecificCharacterSet": ""},
+        {"StudyDate": "2004.01.19", "PatientSex": "unknown"},
+        {"PatientBirthDate": None, "StudyID": None, "PositionReferenceIndicator": None},
+    ],
+)
+def test_dicom_seg_of_headers_as_they_are(tmp_path, removed):
+    Series().write(tmp_path / "s", HU, **removed)
+    scan, result = predicted(tmp_path / "s")
+    (path,) = write_masks(result, scan, "dicom-seg", tmp_path)
+    seg = highdicom.seg.segread(path)
+    (measures,) = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence
+    assert measures.SliceThickness == SPACING[0]
+    uids = [frame.header.SOPInstanceUID for frame in scan.origin.frames]
+    pixels = seg.get_pixels_by_source_instance(
+        uids, ignore_spatial_locations=True, assert_missing_frames_are_empty=True
+    )
+    np.testing.assert_array_equal(pixels[..., 0], LESIONS)
+
+
+def test_dicom_seg_of_many_frames_with_measures_of_their_own(tmp_path):
+    ds = multi_frame(HU, range(6))
+    shared = ds.SharedFunctionalGroupsSequence[0]
+    for group in ds.PerFrameFunctionalGroupsSequence:
+        group.PixelMeasuresSequence = shared.PixelMeasuresSequence
+        group.PlaneOrientationSequence = shared.PlaneOrientationSequence
+    del shared.PixelMeasuresSequence, shared.PlaneOrientationSequence
+    save(ds, tmp_path / "m.dcm")
+    scan, result = predicted(tmp_path / "m.dcm")
+    (path,) = write_masks(result, scan, "dicom-seg", tmp_path)
+    assert highdicom.seg.segread(path).NumberOfFrames == LESIONS.any((1, 2)).sum()
+
+
+def test_a_header_without_a_study_has_no_segmentation(tmp_path):
+    Series().write(tmp_path / "s", HU, StudyInstanceUID=None)
+    scan, result = predicted(tmp_path / "s")
+    with pytest.raises(ScanError, match="they lack StudyInstanceUID"):
+        write_masks(result, scan, "dicom-seg", tmp_path)
+
+
+def test_lesions_on_the_table_are_told(tmp_path):
+    large = np.kron(
+        np.where(windowed(HU) > BRIGHT, 120, np.where(HU > -300, -100, HU)), np.ones((1, 3, 3))
+    )
+    hu = np.full((6, 150, 144), -1000.0)
+    hu[:, :120] = large
+    for row in (130, 140):
+        hu[:, row : row + 4, 2:-2] = 130  # the table: as bright as a lesion
+    Series().write(tmp_path / "s", hu)
+    _, result = predicted(tmp_path / "s")
+    inside = (large > 0).sum() / (hu > 0).sum()
+    assert result.summary.body_share == pytest.approx(inside, abs=0.01)
+    assert any("lie outside of the body" in line for line in result.warnings)
+    Series().write(tmp_path / "t", large)
+    _, result = predicted(tmp_path / "t")
+    assert result.summary.body_share == 1
+    assert not result.warnings
+
+
+def test_a_body_by_hand():
+    image = np.zeros((40, 40), np.uint8)
+    image[5:30, 5:35] = 200
+    expected = image > 0
+    image[10:25, 12:28] = 20  # lungs
+    image[34:36] = 220  # a thin table
+    found = body_mask(image, 178)
+    assert not (found & ~expected).any()
+    assert (expected & ~found).sum() <= 4 * 3  # at the corners
+    np.testing.assert_array_equal(body_mask(np.dstack([image] * 3), 178), found)
+    assert not body_mask(np.zeros((9, 9), np.uint8), 178).any()
+
+
+def test_names_for_files_and_texts(tmp_path):
+    for name in ("n" * 300, "Ω" * 300, "𝐀" * 300, "a\udce9\nb", "../x", ""):
+        made = file_name(7, f"{name}.png")
+        assert made.startswith("00007_")
+        (tmp_path / made).write_text("")
+        assert (tmp_path / made).parent == tmp_path
+    (tmp_path / "p1").mkdir()
+    inputs = [str(tmp_path / "p1"), str(tmp_path / "p2" / "*.png"), "here/x.png"]
+    short = without_folders(inputs)
+    assert short(f"{tmp_path}/p1/a.dcm: broken") == "p1/a.dcm: broken"
+    assert short("here/x.png") == "here/x.png"
+    assert without_folders(["/a/x.png", "/b/c/y.png"])("/b/c/y.png") == "y.png"
+    Series().write(tmp_path / "p1", HU)
+    _, result = predicted(tmp_path / "p1")
+    other = renamed(result, short)
+    assert other.name == "p1"
+    assert str(tmp_path) not in str([other.facts, other.warnings, *(s.name for s in other.slices)])
