@@ -122,8 +122,7 @@ def _source(pydicom, frame: Frame, reference: str) -> Any:
                 setattr(source, keyword, element.value)
     if source.PatientSex not in ("M", "F", "O"):
         source.PatientSex = ""
-    if header.get("SpecificCharacterSet"):
-        source.SpecificCharacterSet = header.SpecificCharacterSet
+    source.SpecificCharacterSet = "ISO_IR 192"  # UTF-8, whatever the texts were in
     return source
 
 

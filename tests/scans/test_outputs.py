@@ -355,6 +355,7 @@ def test_a_slice_far_away_makes_no_giant_volume(tmp_path):
     [
         {"SliceThickness": None},
         {"SpecificCharacterSet": ""},
+        {"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "PatientName": "Yamada^Tarou=山田^太郎"},
         {"StudyDate": "2004.01.19", "PatientSex": "unknown"},
         {"PatientBirthDate": None, "StudyID": None, "PositionReferenceIndicator": None},
     ],
@@ -408,7 +409,7 @@ def test_lesions_on_the_table_are_told(tmp_path):
     assert any("lie outside of the body" in line for line in result.warnings)
     Series().write(tmp_path / "t", large)
     _, result = predicted(tmp_path / "t")
-    assert result.summary.body_share == 1
+    assert result.summary.body_share > 0.99  # corners are round
     assert not result.warnings
 
 
