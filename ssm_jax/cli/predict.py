@@ -12,7 +12,10 @@ consolidation) and mask (COCO run-length encoding). One that cannot be read has 
 the program then exits with 1.
 
 scans: one object a scan: name, kind, facts, warnings (what was assumed or is missing), and summary:
-class_probabilities by --rule, slices_per_class, lesion_ml, lung_share and the most telling slices.
+class_probabilities by --rule, slices_per_class, lesion_ml, lung_share, body_share (of the lesions'
+volume inside of the body) and the most telling slices.
+
+Files are readable by their owner alone. Of absolute inputs the folder that they share is not named.
 
 DICOM and NIfTI need the extra ssm-jax[medical]. Not a medical device.
 
