@@ -31,8 +31,7 @@ def stage_cases() -> list[Case]:
         return lambda variables, *args: ssm.stage(config, variables, method, *args, **fixed)
 
     def propose(variables, objectness, deltas, size):
-        cells = config.image_size // config.stride
-        anchors = jnp.asarray(ssm.anchors_for(config, (cells, cells)))
+        anchors = jnp.asarray(ssm.anchors_for(config, (config.image_size // config.stride,) * 2))
         return ssm.propose(config, objectness, deltas, anchors, size)
 
     def heads(variables, pooled):

@@ -1,11 +1,13 @@
-"""Bounds on the sources that no linter holds: the length of modules."""
+"""Bounds on the sources that no linter holds: the length of modules and of functions."""
 
+import ast
 import pathlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ("ssm_jax", "experiments", "benchmarks", "configs")
 MODULES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 MAX_MODULE_LINES = 400
+MAX_FUNCTION_LINES = 80
 
 
 def test_modules_are_short():
@@ -15,3 +17,16 @@ def test_modules_are_short():
         for path in MODULES
     }
     assert {name: lines for name, lines in lengths.items() if lines > MAX_MODULE_LINES} == {}
+
+
+def test_functions_are_short():
+    long, found = {}, 0
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                found += 1
+                lines = node.end_lineno - node.lineno + 1
+                if lines > MAX_FUNCTION_LINES:
+                    long[f"{path.relative_to(ROOT)}: {node.name}"] = lines
+    assert found > 500
+    assert long == {}

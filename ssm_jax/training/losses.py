@@ -6,35 +6,43 @@ reference.
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Bool, Float, Int, Int32
+
+Scalar = Float[Array, ""]
 
 
-def _ratio(total: Array, count: Array | int) -> Array:
+def _ratio(total: Scalar, count: Int[Array, ""] | int) -> Scalar:
     return total / jnp.maximum(count, 1)
 
 
-def sigmoid_cross_entropy(logits: Array, targets: Array) -> Array:
-    """Elementwise binary cross-entropy of logits against targets in [0, 1], same shape."""
+def sigmoid_cross_entropy(
+    logits: Float[Array, "*n"], targets: Float[Array, "*n"]
+) -> Float[Array, "*n"]:
+    """Elementwise binary cross-entropy of logits against targets in [0, 1]."""
     return jnp.maximum(logits, 0) - logits * targets + jnp.log1p(jnp.exp(-jnp.abs(logits)))
 
 
-def smooth_l1(difference: Array) -> Array:
+def smooth_l1(difference: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Elementwise smooth L1 with its corner at 1."""
     size = jnp.abs(difference)
     return jnp.where(size < 1, 0.5 * jnp.square(difference), size - 0.5)
 
 
 def rpn_losses(
-    objectness: Array, deltas: Array, targets: Array, positive: Array, valid: Array
-) -> tuple[Array, Array]:
+    objectness: Float[Array, "B S"],
+    deltas: Float[Array, "B S 4"],
+    targets: Float[Array, "B S 4"],
+    positive: Bool[Array, "B S"],
+    valid: Bool[Array, "B S"],
+) -> tuple[Scalar, Scalar]:
     """Objectness and box loss of the sampled anchors.
 
     Args:
-      objectness: [B, S] float logits of the sample.
-      deltas: [B, S, 4] float predictions.
-      targets: [B, S, 4] float, encoded boxes of the matched objects.
-      positive: [B, S] bool.
-      valid: [B, S] bool, slots in use.
+      objectness: logits of the sample.
+      deltas: predictions.
+      targets: encoded boxes of the matched objects.
+      positive: anchors that matched one.
+      valid: slots in use.
 
     Returns:
       Mean binary cross-entropy, and the L1 loss summed over positives / sampled anchors.
@@ -47,16 +55,20 @@ def rpn_losses(
 
 
 def roi_losses(
-    logits: Array, deltas: Array, labels: Array, targets: Array, valid: Array
-) -> tuple[Array, Array]:
+    logits: Float[Array, "N K"],
+    deltas: Float[Array, "N K 4"],
+    labels: Int32[Array, "N"],
+    targets: Float[Array, "N 4"],
+    valid: Bool[Array, "N"],
+) -> tuple[Scalar, Scalar]:
     """Class and box loss of the sampled RoIs.
 
     Args:
-      logits: [N, K] float class scores.
-      deltas: [N, K, 4] float predictions, by class.
-      labels: [N] int32, 0 background.
-      targets: [N, 4] float, encoded boxes of the matched objects.
-      valid: [N] bool, slots in use.
+      logits: class scores.
+      deltas: predictions, by class.
+      labels: 0 is background.
+      targets: encoded boxes of the matched objects.
+      valid: slots in use.
 
     Returns:
       Mean cross-entropy, and the smooth L1 loss of the label's class summed over positives /
@@ -72,19 +84,20 @@ def roi_losses(
 
 
 def mask_loss(
-    logits: Array, labels: Array, targets: Array, valid: Array, count: Array | int
-) -> Array:
+    logits: Float[Array, "N M M K"],
+    labels: Int32[Array, "N"],
+    targets: Float[Array, "N M M"],
+    valid: Bool[Array, "N"],
+    count: Int[Array, ""] | int,
+) -> Scalar:
     """Mean binary cross-entropy of the masks of the labels' classes; 0 without any.
 
     Args:
-      logits: [N, M, M, K] float.
-      labels: [N] int32, class of each RoI.
-      targets: [N, M, M] float in [0, 1].
-      valid: [N] bool, RoIs that count.
+      logits: of every class.
+      labels: class of each RoI.
+      targets: in [0, 1].
+      valid: RoIs that count.
       count: RoIs that the mean is over: with a part of them at hand, this part's share of it.
-
-    Returns:
-      Scalar.
     """
     own = jnp.take_along_axis(logits, labels[:, None, None, None], axis=-1)[..., 0]
     entropy = sigmoid_cross_entropy(own, targets)
@@ -92,17 +105,10 @@ def mask_loss(
     return _ratio(jnp.where(valid[:, None, None], entropy, 0).sum(), pixels)
 
 
-def classification_loss(logits: Array, labels: Array) -> Array:
+def classification_loss(logits: Float[Array, "B K"], labels: Int32[Array, "B"]) -> Scalar:
     """Binary cross-entropy against the one-hot label, mean over classes and slices.
 
     Paper, equation 2, with the mean that the reference takes.
-
-    Args:
-      logits: [B, C] float.
-      labels: [B] int32.
-
-    Returns:
-      Scalar.
     """
     one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     return sigmoid_cross_entropy(logits, one_hot).mean()

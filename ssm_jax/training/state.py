@@ -1,11 +1,11 @@
 """The state of a run: one immutable pytree of arrays."""
 
-from typing import Any
+from typing import Any, no_type_check
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Float32, Int32, PRNGKeyArray, UInt32
 
 from ssm_jax.config import ModelConfig
 from ssm_jax.models.ssm import init_variables
@@ -15,27 +15,28 @@ from ssm_jax.training import optimizer
 WORST_LOSS = 10000.0
 
 
+@no_type_check  # JAX puts shapes, axes and placeholders into such a tree
 class TrainState(flax.struct.PyTreeNode):
     """Everything that a step reads and writes.
 
     Attributes:
-      step: int32, iterations done.
+      step: iterations done.
       params: nested dict of float32 arrays.
       batch_stats: running BN statistics, nested dict.
       opt_state: optimizer state by parameter group.
-      best_seg_loss: float32, the smallest segmentation loss so far.
-      key: uint32 key data of the run; step keys are folded out of it.
+      best_seg_loss: the smallest segmentation loss so far.
+      key: data of the run's PRNG key; step keys are folded out of it.
     """
 
-    step: Array
+    step: Int32[Array, ""]
     params: Any
     batch_stats: Any
     opt_state: Any
-    best_seg_loss: Array
-    key: Array
+    best_seg_loss: Float32[Array, ""]
+    key: UInt32[Array, "n"]
 
 
-def create_state(model: ModelConfig, key: Array) -> TrainState:
+def create_state(model: ModelConfig, key: PRNGKeyArray) -> TrainState:
     """A fresh state.
 
     Args:
@@ -49,7 +50,7 @@ def create_state(model: ModelConfig, key: Array) -> TrainState:
     return state_from_variables(init_variables(model, init_key), run_key)
 
 
-def state_from_variables(variables: dict[str, Any], key: Array) -> TrainState:
+def state_from_variables(variables: dict[str, Any], key: PRNGKeyArray) -> TrainState:
     """A state at step 0 that starts from given weights.
 
     Args:

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from jax import Array, lax
+from jax import lax
 from jax.sharding import Mesh
+from jaxtyping import Array, Float, Key
 
 from ssm_jax import sharding
 from ssm_jax.config import ModelConfig
@@ -158,8 +159,8 @@ def make_copy(model: ModelConfig, rule: str, decay: float):
 
 
 def segmentation_loss(
-    model: ModelConfig, params: Any, batch_stats: Any, batch: dict[str, Array], key: Array
-) -> tuple[Array, tuple[Any, dict[str, Array]]]:
+    model: ModelConfig, params: Any, batch_stats: Any, batch: dict[str, Array], key: Key[Array, ""]
+) -> tuple[losses.Scalar, tuple[Any, dict[str, Array]]]:
     """L_SEG of a batch, BN in training mode. Slices without objects take no part.
 
     Args:
@@ -168,7 +169,7 @@ def segmentation_loss(
       batch_stats: running BN statistics.
       batch: `image` [B, H, W, C], `image_size` [B, 2], `instances` [B, H, W], `boxes` [B, M, 4],
         `labels` [B, M], `valid` [B, M].
-      key: PRNG key of the sampling.
+      key: of the sampling.
 
     Returns:
       The sum of the five losses, and (updated batch_stats, metrics).
@@ -222,10 +223,10 @@ def segmentation_loss(
 def _mask_loss(
     model: ModelConfig,
     params: Any,
-    features: Array,
+    features: Float[Array, "B h w C"],
     batch: dict[str, Array],
     rois: targets.RoITargets,
-) -> Array:
+) -> losses.Scalar:
     """Mask loss of the positive RoIs.
 
     A loop over those at hand, which a fixed number of slots could not follow backward: each turn
@@ -274,7 +275,7 @@ def _mask_loss(
 
 
 @jax.custom_vjp
-def _with_gradient(inputs: Any, value: Array, gradient: Any) -> Array:
+def _with_gradient(inputs: Any, value: losses.Scalar, gradient: Any) -> losses.Scalar:
     """A scalar `value` of `inputs` whose gradient is at hand: differentiates to `gradient`."""
     return value
 
@@ -292,8 +293,8 @@ _with_gradient.defvjp(_with_gradient_forward, _with_gradient_backward)
 
 
 def classification_loss(
-    model: ModelConfig, params: Any, batch_stats: Any, batch: dict[str, Array], key: Array
-) -> tuple[Array, dict[str, Array]]:
+    model: ModelConfig, params: Any, batch_stats: Any, batch: dict[str, Array], key: Key[Array, ""]
+) -> tuple[losses.Scalar, dict[str, Array]]:
     """L_CLS of a batch, BN in inference mode.
 
     The RoI batch is chosen without gradient; RoIAlign and the branch then run once more on the
@@ -304,7 +305,7 @@ def classification_loss(
       params: nested dict.
       batch_stats: running BN statistics.
       batch: `image` [B, H, W, C], `image_size` [B, 2], `label` [B] int32.
-      key: PRNG key of the stretching.
+      key: of the stretching.
 
     Returns:
       The loss, and metrics.
@@ -370,7 +371,7 @@ def make_bn_estimator(model: ModelConfig) -> Callable:
     return estimate
 
 
-def _step_key(state: TrainState, purpose: int) -> Array:
+def _step_key(state: TrainState, purpose: int) -> Key[Array, ""]:
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     return jax.random.fold_in(key, purpose)
 

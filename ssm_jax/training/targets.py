@@ -1,10 +1,11 @@
-"""What each anchor and each RoI should have said: matching, sampling and encoding, by batch."""
+"""Training targets of anchors and RoIs: matching, sampling and encoding, by batch."""
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Bool, Float, Float32, Int32, Key
 
 from ssm_jax import sharding
 from ssm_jax.config import ModelConfig
@@ -19,42 +20,54 @@ ROI_IOU = 0.5
 
 
 class AnchorTargets(NamedTuple):
-    """Sampled anchors: `indices` [B, S] int32, `deltas` [B, S, 4], `positive`, `valid` [B, S]."""
+    """Sampled anchors, those that matched an object first.
 
-    indices: Array
-    deltas: Array
-    positive: Array
-    valid: Array
+    Attributes:
+      indices: of the anchors.
+      deltas: encoded boxes of the matched objects.
+      positive: anchors that matched one.
+      valid: slots in use.
+    """
+
+    indices: Int32[Array, "*B S"]
+    deltas: Float[Array, "*B S 4"]
+    positive: Bool[Array, "*B S"]
+    valid: Bool[Array, "*B S"]
 
 
 class RoITargets(NamedTuple):
-    """Sampled RoIs, positives first.
+    """Sampled RoIs, those that matched an object first.
 
-    `boxes` [B, S, 4], `labels` [B, S] int32 (0 background), `deltas` [B, S, 4], `objects` [B, S]
-    int32 (which object each RoI matched), `positive` and `valid` [B, S] bool.
+    Attributes:
+      boxes: pixels.
+      labels: classes, 0 background.
+      deltas: encoded boxes of the matched objects.
+      objects: which object each RoI matched.
+      positive: RoIs that matched one.
+      valid: slots in use.
     """
 
-    boxes: Array
-    labels: Array
-    deltas: Array
-    objects: Array
-    positive: Array
-    valid: Array
+    boxes: Float[Array, "*B S 4"]
+    labels: Int32[Array, "*B S"]
+    deltas: Float[Array, "*B S 4"]
+    objects: Int32[Array, "*B S"]
+    positive: Bool[Array, "*B S"]
+    valid: Bool[Array, "*B S"]
 
 
 def anchor_targets(
-    config: ModelConfig, anchors: Array, batch: dict[str, Any], keys: Array
+    config: ModelConfig,
+    anchors: Float[Array, "N 4"],
+    batch: Mapping[str, Array],
+    keys: Key[Array, "B"],
 ) -> AnchorTargets:
     """Samples anchors and encodes the boxes of their objects. Slices without objects give none.
 
     Args:
       config: `rpn_batch` and `rpn_positives` are read.
-      anchors: [N, 4] float, pixels.
+      anchors: pixels.
       batch: `boxes` [B, M, 4] and `valid` [B, M] are read.
-      keys: [B] PRNG keys.
-
-    Returns:
-      AnchorTargets.
+      keys: of the sampling, one an image.
     """
 
     def one(anchors, boxes, valid, key):
@@ -72,7 +85,10 @@ def anchor_targets(
 
 
 def roi_targets(
-    config: ModelConfig, proposals: Proposals, batch: dict[str, Any], keys: Array
+    config: ModelConfig,
+    proposals: Proposals,
+    batch: Mapping[str, Array],
+    keys: Key[Array, "B"],
 ) -> RoITargets:
     """Adds the objects to the proposals, samples RoIs, and encodes the boxes of their objects.
 
@@ -82,10 +98,7 @@ def roi_targets(
       config: `roi_batch` and `roi_positives` are read.
       proposals: of the batch.
       batch: `boxes` [B, M, 4], `labels` [B, M] and `valid` [B, M] are read.
-      keys: [B] PRNG keys.
-
-    Returns:
-      RoITargets.
+      keys: of the sampling, one an image.
     """
 
     def one(proposal_boxes, proposal_valid, boxes, labels, valid, key):
@@ -109,8 +122,10 @@ def roi_targets(
     )
 
 
-def mask_targets_of(batch: dict[str, Any], rois: RoITargets, slots: int) -> Array:
-    """Mask targets of the first `slots` RoIs of each slice: [B, slots, 28, 28] float32.
+def mask_targets_of(
+    batch: Mapping[str, Array], rois: RoITargets, slots: int
+) -> Float32[Array, "B {slots} 28 28"]:
+    """Mask targets of the first `slots` RoIs of each slice.
 
     Args:
       batch: `instances` [B, H, W] is read.

@@ -8,7 +8,8 @@ import sys
 
 from jaxtyping import install_import_hook
 
-PACKAGES = ("ssm_jax.ops", "ssm_jax.models")
+TRAINING = ("losses", "optimizer", "state", "steps", "targets")
+PACKAGES = ("ssm_jax.ops", "ssm_jax.models", *(f"ssm_jax.training.{name}" for name in TRAINING))
 
 
 def check():
