@@ -1,5 +1,7 @@
 """Other tasks from the same slices: mask types, two image classes, segmentation alone."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -78,7 +80,8 @@ def test_roi_targets_keep_the_lesion_class():
     batch = {"boxes": boxes, "labels": np.int32([[2, 1, 0]]), "valid": boxes.any(axis=2)}
     valid = np.array([[False, True, True]])
     proposals = Proposals(boxes[:, ::-1] + 1, np.zeros((1, 3)), valid)
-    rois = targets.roi_targets(model, proposals, batch, jax.random.split(jax.random.key(0), 1))
+    find = jax.jit(functools.partial(targets.roi_targets, model))
+    rois = find(proposals, batch, jax.random.split(jax.random.key(0), 1))
     for label, obj, positive in zip(rois.labels[0], rois.objects[0], rois.positive[0], strict=True):
         assert label == (batch["labels"][0, obj] if positive else 0)
     assert sorted(rois.labels[0].tolist()) == [1, 1, 2, 2]

@@ -8,7 +8,7 @@ import sys
 
 from jaxtyping import install_import_hook
 
-TRAINING = ("losses", "optimizer", "state", "steps", "targets")
+TRAINING = ("losses", "state", "steps", "targets")
 PACKAGES = ("ssm_jax.ops", "ssm_jax.models", *(f"ssm_jax.training.{name}" for name in TRAINING))
 
 
