@@ -75,7 +75,7 @@ def finished(processes):
 def training(data_dir, workdir, *settings):
     flags = [f"--config.{setting}" for setting in (*SETTINGS, *settings)]
     return [
-        "--config=tests/tiny.py",
+        "--config=tests/helpers/tiny.py",
         f"--workdir={workdir}",
         f"--config.data.data_dir={data_dir}",
         *flags,

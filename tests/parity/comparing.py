@@ -1,0 +1,40 @@
+"""How numbers of the reference and ours are compared."""
+
+import pathlib
+
+import numpy as np
+
+RECORDINGS = pathlib.Path(__file__).parent / "recordings"
+
+
+def recording(name: str) -> dict[str, np.ndarray]:
+    """All arrays of a recording that is part of the repository."""
+    with np.load(RECORDINGS / f"{name}.npz") as file:
+        return dict(file)
+
+
+def samples(array: np.ndarray, most: int) -> np.ndarray:
+    """Every so manieth number of an array, `most` of them at most."""
+    return np.ravel(array)[:: -(-array.size // most)]
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Largest deviation, of the largest magnitude."""
+    ours = np.asarray(ours)
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def assert_same_ranking(
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    our_scores: np.ndarray,
+    their_scores: np.ndarray,
+    tolerance: float = 1e-3,
+    near: float = 1e-5,
+) -> None:
+    """Equal row by row, but for swaps between scores closer than `near`, which rounding orders."""
+    np.testing.assert_allclose(our_scores, their_scores, atol=near, rtol=0)
+    for row in np.flatnonzero(np.abs(ours - theirs).max(axis=1) > tolerance):
+        others = np.abs(their_scores - their_scores[row]) < near
+        assert np.abs(theirs[others] - ours[row]).max(axis=1).min() <= tolerance, row
