@@ -115,9 +115,7 @@ def pretraining_command(config: ml_collections.ConfigDict) -> str:
         and name not in left_out
         and value != usual.get(name)
     ]
-    return shlex.join(
-        ["python", "-m", "experiments.main", f"--config=configs/pretrain.py:{variant}", *changed]
-    )
+    return shlex.join(["ssm-jax", "train", f"--config=pretrain:{variant}", *changed])
 
 
 def _how_to_make(config: ml_collections.ConfigDict) -> str:

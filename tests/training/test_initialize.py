@@ -80,8 +80,8 @@ def test_stage_2_refuses_to_start_without_stage_1(system, tmp_path):
     with pytest.raises(ValueError) as caught:
         train(config, tmp_path / "run")
     command, again = str(caught.value).splitlines()[1:]
-    program, changed = shlex.split(command)[:4], shlex.split(command)[4:]
-    assert program == ["python", "-m", "experiments.main", "--config=configs/pretrain.py:r34_2"]
+    program, changed = shlex.split(command)[:3], shlex.split(command)[3:]
+    assert program == ["ssm-jax", "train", "--config=pretrain:r34_2"]
     expected = {"--config.model.anchor_sizes=(4, 8)", "--config.data.seg_dir=my slices"}
     assert set(changed) == expected
     assert again.endswith("--config.init_from=runs/pretrain_r34_2")
@@ -90,7 +90,7 @@ def test_stage_2_refuses_to_start_without_stage_1(system, tmp_path):
 
 def test_the_command_changes_nothing_else():
     command = initialize.pretraining_command(ssm2.get_config("r18_3"))
-    assert command == "python -m experiments.main --config=configs/pretrain.py:r18_3"
+    assert command == "ssm-jax train --config=pretrain:r18_3"
 
 
 def test_a_checkpoint_of_another_model_is_one_error(stage_1):

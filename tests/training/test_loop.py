@@ -352,6 +352,15 @@ def test_another_configuration_is_refused(fake, data_dir, tmp_path):
     same = fake_config(data_dir, max_steps=2)
     same.data.threads, same.log.every_steps, same.checkpoint.keep_last = 1, 1, 5
     assert train(same, tmp_path)["step"] == 2
+    # A run of an earlier version does not know the fields that came later.
+    stored = json.loads((tmp_path / "config.json").read_text())
+    del stored["data"]["augment"], stored["train"]["copy_ema"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert train(same, tmp_path)["step"] == 2
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    same.train.copy_ema = 0.5
+    with pytest.raises(WorkdirError, match="train.copy_ema: 0.99 -> 0.5"):
+        train(same, tmp_path)
 
 
 def test_the_length_is_fixed_where_the_learning_rate_decays():
