@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from ssm_jax import files
-from ssm_jax.interop.torch_file import STORAGES
 from ssm_jax.interop.torch_pickle import Dict
+from ssm_jax.interop.torch_tensors import STORAGES
+from ssm_jax.interop.torch_pickle import Dict
+from ssm_jax.interop.torch_tensors import STORAGES
 
 ROOT = "archive"  # the folder that everything in the archive lies in
 ALIGNMENT = 64  # bytes; of the numbers of a tensor within the file, so that they can be mapped

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ssm_jax.interop import torch_file
+from ssm_jax.interop import torch_file, torch_tar
 from ssm_jax.interop.torch_pickle import Dict, Record, shown
 
 TORCH_SUFFIXES = (".pth", ".pt")
@@ -131,7 +131,8 @@ def _state_dict(value: Any) -> dict[str, np.ndarray]:
         raise ValueError(f"its weights are a {_kind(value)}; save model.state_dict()")
     if not value:
         raise ValueError("it holds no weights")
-    for name, array in value.items():
+    arrays = {name: torch_tar.tensor_of(array) for name, array in value.items()}
+    for name, array in arrays.items():
         if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
             raise ValueError(f"{shown(name)} is no name of a tensor")
         if not isinstance(array, np.ndarray):
@@ -139,7 +140,7 @@ def _state_dict(value: Any) -> dict[str, np.ndarray]:
                 f"its entry {shown(name)} is a {_kind(array)} and no tensor; a state dict holds "
                 "tensors by name, alone or as model_weights"
             )
-    return dict(value)
+    return arrays
 
 
 def _kind(value: Any) -> str:

@@ -14,12 +14,12 @@ import types
 import pytest
 
 from ssm_jax.interop import torch_pickle
-from ssm_jax.interop.torch_pickle import Dict, Global, Record
-from tests.helpers.torch_files import Call, Name, code, pickled
+from ssm_jax.interop.torch_pickle import Dict, Reader, Record, is_name
+from tests.helpers.torch_files import Call, Name, Outside, code, pickled
 
 
 def load(data, **others):
-    return torch_pickle.load(io.BytesIO(data), **others)
+    return Reader().load(io.BytesIO(data), **others)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -36,8 +36,8 @@ def test_plain_values_are_what_python_reads(protocol):
         "bytes": b"\x00\xff" * 5 if protocol > 2 else 0,
     }
     loaded = load(pickle.dumps(value, protocol))
-    if protocol < 2:  # which write sets by means of copyreg
-        assert isinstance(loaded.pop("sets"), Record | set)
+    if protocol < 4:  # which write sets as calls
+        assert isinstance(loaded.pop("sets"), Record)
         del value["sets"]
     assert loaded == value
     assert loaded["shared"][0] is loaded["shared"][1]
@@ -46,12 +46,20 @@ def test_plain_values_are_what_python_reads(protocol):
 
 def test_opcodes_that_protocols_differ_in():
     for protocol in (2, 3, 4, 5):
-        assert load(pickle.dumps(frozenset({1, 2}), protocol=4)) == {1, 2}
-        assert load(pickle.dumps(b"\xe4\x00", protocol)) == b"\xe4\x00"
         ordered = load(pickle.dumps(collections.OrderedDict(b=1, a=2), protocol))
         assert type(ordered) is Dict
         assert list(ordered.items()) == [("b", 1), ("a", 2)]
-        assert load(pickle.dumps({1, 2}, protocol)) == {1, 2}
+        text, numbers = load(pickle.dumps(b"\xe4\x00", protocol)), load(pickle.dumps({1}, protocol))
+        if protocol == 2:
+            assert (text.name, text.args) == ("_codecs.encode", ("ä\x00", "latin1"))
+        else:
+            assert text == b"\xe4\x00"
+        if protocol < 4:
+            module = "__builtin__" if protocol == 2 else "builtins"
+            assert (numbers.name, numbers.args) == (f"{module}.set", ([1],))
+        else:
+            assert numbers == {1}
+    assert load(pickle.dumps(frozenset({1, 2}), protocol=4)) == {1, 2}
     # Python 2: an OrderedDict of pairs, and text that is bytes.
     pairs = Call(Name("collections", "OrderedDict"), ([["b", 1], ["a", 2]],), {"_metadata": 3})
     ordered = load(pickled(pairs))
@@ -154,12 +162,43 @@ def test_nothing_is_imported(tmp_path, monkeypatch):
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_state_of_a_class_stays_outside_of_it():
-    """BUILD on a class or function would let Python's unpickler change it."""
-    before = dict(vars(Record))
-    value = load(pickled([Name("ssm_jax.interop.torch_pickle", "Record")])[:-1] + b"0cos\nx\n}b.")
-    assert isinstance(value, Global)
-    assert dict(vars(Record)) == before
+def function_of_ours(*_):
+    """What the pickles below try to change."""
+
+
+SLOTS = ({}, {"__defaults__": (1,), "name": "changed", "__code__": None})
+CHANGES = {
+    "class": (Name("ssm_jax.interop.torch_pickle", "Record"), {"name": "changed"}),
+    "class, by its slots": (Name("os", "system"), (None, SLOTS[1])),
+    "function": (Name("a", "function"), {"__wrapped__": 1, "attribute": 2}),
+    "function, by its slots": (Name("a", "function"), (None, SLOTS[1])),
+    "record": (Call(Name("os", "system"), ()), (SLOTS[0], SLOTS[1])),
+    "ordered dict": (Call(Name("collections", "OrderedDict"), ()), (None, {"update": 1})),
+    "outside": (Outside("x"), {"anything": 1}),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_state_stays_outside_of_classes_and_functions(name):
+    """BUILD on a class, a function or an object would let Python's unpickler change it."""
+    target, state = CHANGES[name]
+    outside = object()
+    before = [{**vars(thing)} for thing in (Record, Dict, function_of_ours)]
+    functions = {"a.function": function_of_ours}
+    try:
+        value = load(
+            pickled(target)[:-1] + code(state) + b"b.",
+            functions=functions,
+            persistent=lambda _: outside,
+        )
+    except ValueError as error:
+        assert "its pickle is damaged" in str(error)
+    else:
+        assert name in ("record", "ordered dict", "function")
+        assert getattr(value, "state", state) == state
+    assert [{**vars(thing)} for thing in (Record, Dict, function_of_ours)] == before
+    assert function_of_ours.__defaults__ is None
+    assert not is_name(Record("x")) and Record.name == "call"
 
 
 def test_extensions_are_refused():
@@ -174,6 +213,20 @@ def test_extensions_are_refused():
     for opcode in (b"\x82\x01", b"\x83\x01\x00", b"\x84\x01\x00\x00\x00"):
         with pytest.raises(ValueError, match="registered extensions"):
             load(b"\x80\x02" + opcode + b".")
+
+
+CALLS = {
+    "set of a number": pickled(Call(Name("builtins", "set"), (1,))),
+    "bytes of a number": pickled(Call(Name("_codecs", "encode"), (1,))),
+    "bytes of bytes": pickled(Call(Name("_codecs", "encode"), ("x", ["latin1"]))),
+    "bytes of a code page": pickled(Call(Name("_codecs", "encode"), ("x", "rot13"))),
+    "bytes of a length": pickled(Call(Name("builtins", "bytearray"), (2**60,))),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_that_make_no_values_of_python_stay_records(name):
+    assert isinstance(load(CALLS[name]), Record)
 
 
 BROKEN = {
@@ -209,11 +262,11 @@ BROKEN = {
     "read-only buffer": b"]\x98.",
     "ordered dict of a number": pickled(Call(Name("collections", "OrderedDict"), (1,))),
     "ordered dict of text": pickled(Call(Name("collections", "OrderedDict"), (["ab", "c"],))),
+    "ordered dict of tuples as keys": pickled(
+        Call(Name("collections", "OrderedDict"), ([[("a",), 1]],))
+    ),
+    "ordered dict of two": pickled(Call(Name("collections", "OrderedDict"), ([], []))),
     "ordered dict of lists": pickled(Call(Name("collections", "OrderedDict"), ([[[], 1]],))),
-    "set of a number": pickled(Call(Name("builtins", "set"), (1,))),
-    "bytes of a number": pickled(Call(Name("_codecs", "encode"), (1,))),
-    "bytes of bytes": pickled(Call(Name("_codecs", "encode"), ("x", ["latin1"]))),
-    "bytes of a code page": pickled(Call(Name("_codecs", "encode"), ("x", "rot13"))),
     "long text that is not there": b"X\xff\xff\xff\x7fab.",
     "longer text": b"\x80\x04\x8d\xff\xff\xff\xff\xff\xff\xff\x7fab.",
     "long number": b"\x8b\xff\xff\xff\x7fab.",
@@ -221,6 +274,28 @@ BROKEN = {
     "not utf-8": b"X\x01\x00\x00\x00\xff.",
     "number of letters": b"Iabc\n.",
     "number of many digits": b"L" + b"9" * 10_000 + b"L\n.",
+    "protocol of the future": b"\x80\x06N.",
+    "longer frame": b"\x80\x04\x95\xff\xff\xff\x7f\x00\x00\x00\x00N.",
+    "endless frame": b"\x80\x04\x95" + b"\xff" * 8 + b"N.",
+    "huge memo index": b"K\x07r\xff\xff\xff\x7f0j\xff\xff\xff\x7f.",
+    "large memo index": b"K\x07r\x41\x42\x0f\x00.",
+    "memo index of many digits": b"K\x07p" + b"9" * 30 + b"\n.",
+    "negative memo index": b"K\x07p-1\n.",
+    "memo of nothing": b"q\x00.",
+    "memo of a mark": b"(q\x00.",
+    "large number as a key": pickled({2**62: 0}),
+    "large number in a key": pickled({(1, (2**62,)): 0}),
+    "large number in a set": b"\x80\x04\x8f(" + code(2**62) + b"\x90.",
+    "large number in a frozen set": b"\x80\x04(" + code(2**62) + b"\x91.",
+    "large number in a dict by marks": b"(" + code(2**62) + b"Nd.",
+    "long tuple as a key": pickled({(0,) * 1000: 0}),
+    "element of a number": b"K\x01K\x01a.",
+    "key of a number": b"K\x01K\x01K\x01s.",
+    "keywords that are none": b"\x80\x04cos\nsystem\n)K\x01\x92.",
+    "keywords of numbers": b"\x80\x04cos\nsystem\n)}K\x01K\x01s\x92.",
+    "object of a function": b"\x80\x02ccollections\nOrderedDict\n)\x81.",
+    "long name": b"ca\n" + b"b" * 200 + b"\n.",
+    "long name on the stack": b"\x80\x04" + code("a" * 200) + code("b") + b"\x93.",
 }
 
 
@@ -232,45 +307,86 @@ def test_broken_pickles(name):
     assert len(str(error.value)) < 250
 
 
+# Instead of a million, so that the pickles are short.
+WORK = 10_000
+NESTED = b"\x85" * 7000
 BOMBS = {
-    "tuples": b"\x80\x02)" + b"\x85" * 900_000 + b".",
-    "lists": b"\x80\x02" + b"]" * 400_000 + b"a" * 399_999 + b".",
-    "marks": b"(" * 900_000 + b"t" * 900_000 + b".",
-    "tuple as a key": b"\x80\x02})" + b"\x85" * 900_000 + b"K\x01s.",
-    "records": b"cos\nx\n" * 300_000 + b")" + b"R\x85" * 299_999 + b"R.",
-    "keys of one tuple": b"((" + b"N" * 300_000 + b"tp0\n0}" + b"g0\nNs" * 200_000 + b".",
-    "steps": b"K\x010" * 3_000_000 + b"N.",
-    # Each line copies all elements of one set or name.
-    "sets": b"(" + b"K\x01" * 200_000 + b"lp0\n" + b"0cbuiltins\nset\n(g0\ntR" * 100_000 + b".",
-    "ordered dicts": b"(" + b"(NNt" * 200_000 + b"lp0\n"
-    b"0" + b"ccollections\nOrderedDict\n(g0\ntR0" * 100_000 + b"N.",
-    "names": b"X\x40\x42\x0f\x00"
-    + b"a" * 1_000_000
-    + b"p0\n0"
-    + b"g0\ng0\n\x930" * 100_000
-    + b"N.",
+    "nested more than 200 deep": {
+        "tuples": b"\x80\x02)" + NESTED + b".",
+        "lists": b"\x80\x02" + b"]" * 4000 + b"a" * 3999 + b".",
+        "lists, the outermost first": b"]p0\n0"
+        + b"".join(b"]p%d\n0g%d\ng%d\na0" % (k + 1, k, k + 1) for k in range(300))
+        + b"g0\n.",
+        "marks": b"(" * 4000 + b"t" * 4000 + b".",
+        "states": b"cos\nx\n)R" * 300 + b"N" + b"b" * 300 + b".",
+    },
+    "keys that are too large": {
+        "tuple": b"\x80\x02})" + NESTED + b"K\x01s.",
+        "tuple in a set": b"\x80\x04\x8f()" + NESTED + b"\x90.",
+        "size": b"\x80\x02}ctorch\nSize\n)" + b"\x85" * 2000 + b"\x85RK\x01s.",
+        "one long tuple": b"((" + b"N" * 3000 + b"tp0\n0}" + b"g0\nNs" * 2000 + b".",
+        "tuple of itself": b"}K\x00" + b"2\x86" * 60 + b"Ns.",
+        "frozen set of itself": b"\x80\x04}(K\x00\x91" + b"2\x86" * 60 + b"Ns.",
+        "many that collide": b"}" + b"K\x05K\x05\x86Ns" * 1100 + b".",
+    },
+    # Each line copies all elements of one tuple or dict, or hashes it.
+    "more than 10000 steps": {
+        "keys of one tuple": b"((" + b"N" * 900 + b"tp0\n0}" + b"g0\nNs" * 20 + b".",
+        "calls": b"(" + b"N" * 2000 + b"tp0\n0cos\nx\np1\n0(" + b"g1\ng0\nR" * 5 + b"t.",
+        "objects": b"(" + b"N" * 2000 + b"tp0\n0cos\nx\np1\n0(" + b"g1\ng0\n\x81" * 5 + b"t.",
+        # The dict is kept while it is empty, and filled later.
+        "objects with one dict": b"}p0\n("
+        + b"".join(code(str(k)) + b"N" for k in range(1000))
+        + b"u0cos\nx\np1\n0("
+        + b"g1\n)g0\n\x92" * 5
+        + b"t.",
+        "sets": b"(" + b"K\x01" * 2000 + b"lp0\n" + b"0cbuiltins\nset\n(g0\ntR" * 2000 + b".",
+        "ordered dicts": b"]p0\n" + b"0ccollections\nOrderedDict\n(g0\ntR" * 2000 + b"N.",
+        "records": b"cos\nx\n" * 3000 + b")" + b"R\x85" * 2999 + b"R.",
+        "opcodes": b"K\x010" * 6000 + b"N.",
+    },
+    "more than 200 characters": {
+        "names": code("a" * 10_000) + b"p0\n0" + b"g0\ng0\n\x930" * 1000 + b"N.",
+    },
+    "more than 1000 functions": {
+        "names": b"".join(b"ca\n%d\n0" % k for k in range(1001)) + b"N.",
+    },
 }
+CASES = [(reason, name) for reason, bombs in BOMBS.items() for name in bombs]
 
 
-@pytest.mark.parametrize("name", BOMBS)
-def test_bombs(name):
-    start = time.process_time()
-    with pytest.raises(ValueError, match="its pickle is damaged"):
-        load(BOMBS[name])
-    assert time.process_time() - start < 20
+@pytest.mark.parametrize(("reason", "name"), CASES)
+def test_bombs(reason, name, monkeypatch):
+    monkeypatch.setattr(torch_pickle, "MAX_WORK", WORK)
+    functions = {"torch.Size": lambda sizes: sizes}
+    with pytest.raises(ValueError, match=f"its pickle is damaged: .*{reason}"):
+        load(BOMBS[reason][name], functions=functions)
 
 
-def test_records_that_share_a_tuple_take_little_memory():
-    shared = b"(" + b"N" * 2000 + b"tp0\n0cos\nx\np1\n0"
-    data = shared + b"(" + b"g1\ng0\nR" * 20_000 + b"t."
+def test_the_pairs_of_an_ordered_dict_are_read_once():
+    first = b"ccollections\nOrderedDict\n(" + code([["a", 1]])[:-1] + b"ep0\ntR"
+    second = b"ccollections\nOrderedDict\n(g0\ntR"
+    assert load(b"(" + first + second + b"t.") == ({"a": 1}, {})
+
+
+def test_bombs_of_full_size():
+    """The first would end Python's unpickler, and Python with it."""
+    with pytest.raises(ValueError, match="keys that are too large"):
+        load(b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s.")
+    with pytest.raises(ValueError, match="more than 1000000 steps"):
+        load(b"K\x010" * 600_000 + b"N.")
+
+
+@pytest.mark.parametrize("opcode", [b"R", b"\x81"])
+def test_calls_with_one_tuple_take_little_memory(opcode):
+    data = b"(" + b"N" * 10_000 + b"tp0\n0cos\nx\np1\n0(" + b"g1\ng0\n" + opcode
     tracemalloc.start()
     try:
-        records = load(data)
+        with pytest.raises(ValueError, match="more than 1000000 steps"):
+            load(data + (b"g1\ng0\n" + opcode) * 1000 + b"t.")
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(records) == 20_000
-    assert records[0].args is records[-1].args
     assert peak < 40e6
 
 
@@ -279,18 +395,44 @@ def test_a_value_that_holds_itself_is_read():
     assert loaded[0] is loaded
 
 
-def test_huge_memo_index_takes_no_memory():
-    assert load(b"K\x07r\xff\xff\xff\x7f0j\xff\xff\xff\x7f.") == 7
+def test_values_that_hold_one_another_twice_are_read_in_no_time():
+    loaded = load(b"\x80\x02)" + b"2\x86" * 100 + b".")
+    assert loaded[0] is loaded[1]
+
+
+def test_names_are_told_apart():
+    names = load(pickled([Name("a", "b"), Name("a", "b"), Name("a.b", "c"), Name("a", "b.c")]))
+    assert [name.name for name in names] == ["a.b", "a.b", "a.b.c", "a.b.c"]
+    assert all(map(is_name, names))
+    assert not any(map(is_name, (Call, None, "a.b", load(pickled(Call(Name("a", "b"), ()))))))
+
+
+def test_the_limits_are_for_all_pickles_of_a_file():
+    reader = Reader()
+    stream = io.BytesIO((b"K\x010" * 100_000 + b"N.") * 10)
+    with pytest.raises(ValueError, match="more than 1000000 steps"):
+        for _ in range(10):
+            assert reader.load(stream) is None
+    assert stream.tell() > 1_000_000
+
+
+def test_a_limit_of_bytes():
+    stream = io.BytesIO(pickled("x" * 1000))
+    with pytest.raises(ValueError, match="damaged or cut off"):
+        load(stream.getvalue(), limit=1000)
+    assert load(stream.getvalue(), limit=1100) == "x" * 1000
 
 
 def test_the_stream_is_left_behind_the_pickle():
     stream = io.BytesIO(pickle.dumps([1]) + pickle.dumps("two") + b"rest")
-    assert torch_pickle.load(stream) == [1]
-    assert torch_pickle.load(stream) == "two"
+    assert Reader().load(stream) == [1]
+    assert Reader().load(stream) == "two"
     assert stream.read() == b"rest"
 
 
-def test_builders_and_persistent_ids():
+def test_functions_and_persistent_ids():
     data = pickled([Call(Name("a.b", "c"), (1, 2))])
-    assert load(data, builders={"a.b.c": sum}) == [3]
+    assert load(data, functions={"a.b.c": max}) == [2]
     assert load(b"K\x05Q.", persistent=lambda identifier: identifier * 2) == 10
+    with pytest.raises(ValueError, match="objects outside of it"):
+        load(b"K\x05Q.")
