@@ -106,7 +106,9 @@ def check_archive(archive: zipfile.ZipFile, max_bytes: int) -> None:
     for entry in entries:
         packed = entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
         if packed or entry.flag_bits & 1:
-            raise Refused(f"entry {shown(entry.filename)} is encrypted or packed unusually")
+            raise Refused(
+                f"entry {shown(entry.filename)} is encrypted or packed unusually; {AGAIN}"
+            )
 
 
 def _read_archive(archive: zipfile.ZipFile, max_bytes: int) -> Any:
@@ -114,7 +116,9 @@ def _read_archive(archive: zipfile.ZipFile, max_bytes: int) -> Any:
     roots = [name.removesuffix("data.pkl") for name in entries if name.endswith("/data.pkl")]
     roots = [root for root in roots if root.count("/") == 1]
     if len(roots) != 1:
-        raise Refused("it is a zip archive, but not one that torch.save wrote (no data.pkl)")
+        raise Refused(
+            f"it is a zip archive, but not one that torch.save wrote (no data.pkl); {AGAIN}"
+        )
     root = roots[0]
     if f"{root}constants.pkl" in entries:
         raise Refused("it is a TorchScript program; save the model's state_dict() instead")
@@ -192,7 +196,7 @@ def _read_pickles(file: BinaryIO, size: int, max_bytes: int) -> Any:
     except Refused:
         magic = None
     if magic != MAGIC_NUMBER or type(magic) is not int:
-        raise Refused("it was not written by torch.save, or its start is damaged")
+        raise Refused(f"it was not written by torch.save, or its start is damaged; {AGAIN}")
     version, system = load(file, limit=HEAD), load(file, limit=HEAD)
     if version != PROTOCOL_VERSION or not isinstance(system, dict):
         raise Refused(f"its format is not the one of version {PROTOCOL_VERSION}; {AGAIN}")

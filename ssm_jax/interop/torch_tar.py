@@ -15,7 +15,7 @@ Source: `_legacy_load` in torch/serialization.py of PyTorch.
 
 from __future__ import annotations
 
-import functools
+import io
 import struct
 import sys
 import tarfile
@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ssm_jax.interop.torch_pickle import AGAIN, Record, Refused, is_name, shown
+from ssm_jax.interop.torch_pickle import AGAIN, MAX_BYTES, Record, Refused, is_name, shown
 from ssm_jax.interop.torch_tensors import (
     MAX_DIMENSIONS,
     Storage,
@@ -77,8 +77,15 @@ def read(file: BinaryIO, size: int, max_bytes: int) -> Any:
     for name in ("sys_info", "storages", "tensors", "pickle"):
         if name not in entries:
             raise Refused(f"it is a tar archive, but not one of torch.save (no {name}); {AGAIN}")
+
+    def content(name: str) -> io.BytesIO:
+        if len(entries[name]) > MAX_BYTES:
+            raise Refused(f"entry {name} of the archive is too large; {AGAIN}")
+        file.seek(entries[name].start)
+        return io.BytesIO(file.read(len(entries[name])))
+
     tensors = Tensors(max_bytes)
-    load = functools.partial(tensors.reader.load, file, limit=HEAD)
+    load = tensors.reader.load
     objects: dict[str, np.ndarray] = {}  # storages and tensors by their keys
 
     def add(key: Any, array: np.ndarray) -> None:
@@ -94,28 +101,26 @@ def read(file: BinaryIO, size: int, max_bytes: int) -> Any:
                 return objects[str(identifier)]
         raise Refused(f"it refers to an unknown kind of object; {AGAIN}")
 
-    file.seek(entries["sys_info"].start)
-    match load():
+    match load(content("sys_info")):
         case {"protocol_version": 1000, "little_endian": True}:
             pass
         case _:
             raise Refused(f"its format is not version 1000 of a little-endian machine; {AGAIN}")
     file.seek(entries["storages"].start)
-    for _ in range(load()):
-        key, _, storage_class = load()
+    for _ in range(load(file, limit=HEAD)):
+        key, _, storage_class = load(file, limit=HEAD)
         add(key, _read_storage(file, dtype_of(storage_class), entries["storages"].stop))
-    for key, root, offset, count in tensors.reader.load(file):
+    for key, root, offset, count in load(file):
         add(key, part_of(find(root), offset, count))
-    file.seek(entries["tensors"].start)
-    for _ in range(load()):
-        key, root, _ = load()
-        (axes,) = _integers(file, "<i4x")
+    stream = content("tensors")
+    for _ in range(load(stream, limit=HEAD)):
+        key, root, _ = load(stream, limit=HEAD)
+        (axes,) = _integers(stream, "<i4x")
         if axes > MAX_DIMENSIONS:
             raise Refused(f"a tensor has {axes} axes; {AGAIN}")
-        lengths, strides = _integers(file, f"<{axes}q"), _integers(file, f"<{axes}q")
-        add(key, tensors.tensor(find(root), *_integers(file, "<q"), lengths, strides))
-    file.seek(entries["pickle"].start)
-    return tensors.load(file, find)
+        lengths, strides = _integers(stream, f"<{axes}q"), _integers(stream, f"<{axes}q")
+        add(key, tensors.tensor(find(root), *_integers(stream, "<q"), lengths, strides))
+    return tensors.load(content("pickle"), find)
 
 
 def _entries(file: BinaryIO, size: int) -> dict[str, range]:

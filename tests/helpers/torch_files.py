@@ -1,7 +1,9 @@
 """Makes PyTorch checkpoints by hand, opcode by opcode, so that they can be wrong in any way."""
 
 import dataclasses
+import io
 import struct
+import tarfile
 import zipfile
 from typing import Any
 
@@ -34,6 +36,17 @@ class Outside:
     identifier: Any
 
 
+@dataclasses.dataclass
+class Then:
+    """A value, and the opcodes that a pickle goes on with."""
+
+    value: Any
+    opcodes: bytes
+
+    def __hash__(self):
+        return id(self)
+
+
 def code(value):
     """The opcodes that put a value on the stack."""
     match value:
@@ -59,6 +72,8 @@ def code(value):
         case Call():
             state = b"" if value.state is None else code(value.state) + b"b"
             return code(value.function) + code(value.args) + b"R" + state
+        case Then():
+            return code(value.value) + value.opcodes
         case Outside():
             return code(value.identifier) + b"Q"
     raise TypeError(value)
@@ -98,4 +113,56 @@ def write_legacy(path, pickle_bytes, storages=(), keys=None):
     blocks = [struct.pack("<q", count) + numbers for _, count, numbers in storages]
     start = MAGIC + VERSION + SYSTEM
     path.write_bytes(start + pickle_bytes + pickled(keys) + b"".join(blocks))
+    return path
+
+
+def old_parameter(data):
+    """A parameter as torchvision's oldest files hold it: an object with a state."""
+    return Then(
+        Name("torch.nn.parameter", "Parameter"),
+        b")\x81" + code((data, None, None, True, False)) + b"b",
+    )
+
+
+def tar_storages(storages, views=()):
+    """The entry "storages" of a file as before version 0.1.10.
+
+    Storages are (key, kind, count, bytes); views (key, key of the whole, offset, count).
+    """
+    parts = [pickled(len(storages))]
+    for key, kind, count, numbers in storages:
+        parts += [pickled((key, "cpu", Name("torch", kind))), struct.pack("<q", count), numbers]
+    return b"".join([*parts, pickled([tuple(view) for view in views])])
+
+
+def tar_tensors(tensors):
+    """The entry "tensors"; tensors are (key, key of the storage, shape, strides, offset)."""
+    parts = [pickled(len(tensors))]
+    for key, stored, shape, strides, offset in tensors:
+        parts.append(pickled((key, stored, Name("torch", "FloatTensor"))))
+        # PyTorch wrote eight bytes where the count has four: the others can be anything.
+        parts.append(struct.pack("<iI", len(shape), 7))
+        parts.append(struct.pack(f"<{2 * len(shape) + 1}q", *shape, *strides, offset))
+    return b"".join(parts)
+
+
+TAR_SYSTEM = pickled(
+    {
+        "protocol_version": 1000,
+        "little_endian": True,
+        "type_sizes": {"short": 2, "int": 4, "long": 4},
+    }
+)
+
+
+def write_tar(path, pickle_bytes, storages, tensors, replaced=None):
+    """A file as before version 0.1.10; entries are replaced, or left out where that is None."""
+    entries = {"sys_info": TAR_SYSTEM, "pickle": pickle_bytes}
+    entries |= {"tensors": tensors, "storages": storages} | (replaced or {})
+    with tarfile.open(path, "w:", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in entries.items():
+            if content is not None:
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mtime = len(content), 1483719550.98  # makes a header of its own
+                archive.addfile(entry, io.BytesIO(content))
     return path

@@ -369,12 +369,10 @@ def test_the_pairs_of_an_ordered_dict_are_read_once():
     assert load(b"(" + first + second + b"t.") == ({"a": 1}, {})
 
 
-def test_bombs_of_full_size():
-    """The first would end Python's unpickler, and Python with it."""
+def test_a_key_that_would_end_python():
+    """Python's unpickler hashes it, which takes more of the C stack than there is."""
     with pytest.raises(ValueError, match="keys that are too large"):
         load(b"\x80\x02})" + b"\x85" * 200_000 + b"K\x01s.")
-    with pytest.raises(ValueError, match="more than 1000000 steps"):
-        load(b"K\x010" * 600_000 + b"N.")
 
 
 @pytest.mark.parametrize("opcode", [b"R", b"\x81"])
@@ -407,13 +405,14 @@ def test_names_are_told_apart():
     assert not any(map(is_name, (Call, None, "a.b", load(pickled(Call(Name("a", "b"), ()))))))
 
 
-def test_the_limits_are_for_all_pickles_of_a_file():
+def test_the_limits_are_for_all_pickles_of_a_file(monkeypatch):
+    monkeypatch.setattr(torch_pickle, "MAX_WORK", WORK)
     reader = Reader()
-    stream = io.BytesIO((b"K\x010" * 100_000 + b"N.") * 10)
-    with pytest.raises(ValueError, match="more than 1000000 steps"):
+    stream = io.BytesIO((b"K\x010" * 1000 + b"N.") * 10)
+    with pytest.raises(ValueError, match="more than 10000 steps"):
         for _ in range(10):
             assert reader.load(stream) is None
-    assert stream.tell() > 1_000_000
+    assert stream.tell() > 10_000
 
 
 def test_a_limit_of_bytes():
