@@ -129,9 +129,36 @@ def write(
       ValueError: as `export_program`.
       OSError: the file cannot be written.
     """
-    options = (score_threshold, nms_threshold, masks, input_type)
-    program = export_program(model_config, variables, *options)
+    program = export_program(
+        model_config,
+        variables,
+        score_threshold=score_threshold,
+        nms_threshold=nms_threshold,
+        masks=masks,
+        input_type=input_type,
+    )
     facts = {
+        **_program_facts(program, meaning=_INPUT.format(values=_VALUES[input_type])),
+        "model": dataclasses.asdict(model_config),
+        "step": step,
+        "score_threshold": score_threshold,
+        "nms_threshold": nms_threshold,
+        "image_classes": list(classes.long_names(model_config.image_classes)),
+        "lesion_classes": classes.lesion_names(mask_type) if mask_type else None,
+    }
+    with (
+        files.replacing(path) as temporary,
+        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+    ):
+        file.writestr(METADATA, json.dumps(facts, indent=2) + "\n")
+        file.writestr(PROGRAM, bytes(program.serialize()))
+    return facts
+
+
+def _program_facts(program: export.Exported, meaning: str) -> dict[str, Any]:
+    """Metadata of a program, whose input has a meaning."""
+    outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
+    return {
         "format": "ssm_jax portable model",
         "format_version": 1,
         "notice": "Research software. Not a medical device; not for diagnosis.",
@@ -142,27 +169,9 @@ def write(
             "flax": flax.__version__,
             "calling_convention": program.calling_convention_version,
         },
-        "model": dataclasses.asdict(model_config),
-        "step": step,
-        "score_threshold": score_threshold,
-        "nms_threshold": nms_threshold,
-        "image_classes": list(classes.long_names(model_config.image_classes)),
-        "lesion_classes": classes.lesion_names(mask_type) if mask_type else None,
-        "inputs": {
-            "images": _described(program.in_avals[0], _INPUT.format(values=_VALUES[input_type]))
-        },
-        "outputs": {
-            name: _described(aval, _OUTPUTS[name])
-            for name, aval in jax.tree.unflatten(program.out_tree, program.out_avals).items()
-        },
+        "inputs": {"images": _described(program.in_avals[0], meaning)},
+        "outputs": {name: _described(aval, _OUTPUTS[name]) for name, aval in outputs.items()},
     }
-    with (
-        files.replacing(path) as temporary,
-        zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
-    ):
-        file.writestr(METADATA, json.dumps(facts, indent=2) + "\n")
-        file.writestr(PROGRAM, bytes(program.serialize()))
-    return facts
 
 
 def _described(aval: Any, meaning: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ changes the order in which it reads a RoI, from (channel, y, x) to (y, x, channe
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import traverse_util
@@ -17,83 +17,63 @@ from ssm_jax.models.resnet import DEPTHS
 from ssm_jax.models.roi_heads import BOX_BINS
 
 Path = tuple[str, ...]
-Convert = Callable[[np.ndarray], np.ndarray]
 
 
-def _conv_in(weight: np.ndarray) -> np.ndarray:
-    return weight.transpose(2, 3, 1, 0)
+class Layout(NamedTuple):
+    """How an array of the reference becomes ours, and ours becomes the reference's."""
+
+    to_ours: Callable[[np.ndarray], np.ndarray]
+    to_theirs: Callable[[np.ndarray], np.ndarray]
 
 
-def _conv_out(weight: np.ndarray) -> np.ndarray:
-    return weight.transpose(3, 2, 0, 1)
-
-
-def _upsample_in(weight: np.ndarray) -> np.ndarray:
-    return weight.transpose(2, 3, 0, 1)
-
-
-def _transpose(weight: np.ndarray) -> np.ndarray:
-    return weight.T
-
-
-def _fc6_in(weight: np.ndarray) -> np.ndarray:
+def _fc6_to_ours(weight: np.ndarray) -> np.ndarray:
     by_channel = weight.reshape(-1, fpn.CHANNELS, BOX_BINS, BOX_BINS)
     return by_channel.transpose(2, 3, 1, 0).reshape(-1, weight.shape[0])
 
 
-def _fc6_out(weight: np.ndarray) -> np.ndarray:
+def _fc6_to_theirs(weight: np.ndarray) -> np.ndarray:
     by_position = weight.reshape(BOX_BINS, BOX_BINS, fpn.CHANNELS, -1)
     return by_position.transpose(3, 2, 0, 1).reshape(weight.shape[1], -1)
 
 
-def _pointwise_in(weight: np.ndarray) -> np.ndarray:
-    return weight[:, :, 0, 0].T
+CONV = Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))
+UPSAMPLE = Layout(lambda w: w.transpose(2, 3, 0, 1), lambda w: w.transpose(2, 3, 0, 1))
+DENSE = Layout(lambda w: w.T, lambda w: w.T)
+# A 1x1 convolution that is a linear layer here.
+POINTWISE = Layout(lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None])
+FC6 = Layout(_fc6_to_ours, _fc6_to_theirs)
+SAME = Layout(lambda array: array, lambda array: array)
+BN_STATISTICS = {"running_mean": "mean", "running_var": "var", "num_batches_tracked": "count"}
+BODY = "backbone.body"  # of the reference's names; torchvision's follow after a dot
 
 
-def _pointwise_out(weight: np.ndarray) -> np.ndarray:
-    return weight.T[:, :, None, None]
-
-
-def _same(array: np.ndarray) -> np.ndarray:
-    return array
-
-
-CONV = (_conv_in, _conv_out)
-DENSE = (_transpose, _transpose)
-POINTWISE = (_pointwise_in, _pointwise_out)  # a 1x1 convolution that is a linear layer here
-FC6 = (_fc6_in, _fc6_out)
-UPSAMPLE = (_upsample_in, _upsample_in)  # an exchange of two pairs of axes: its own inverse
-SAME = (_same, _same)
-
-
-def name_map(config: ModelConfig) -> dict[str, tuple[Path, Convert, Convert]]:
-    """Every name of the reference's state dict: where it stands here, and both conversions.
+def name_map(config: ModelConfig) -> dict[str, tuple[Path, Layout]]:
+    """Every name of the reference's state dict: where it stands here, and how it is converted.
 
     Args:
       config: the model; which layers exist depends on backbone, blocks and branches.
 
     Returns:
-      {reference name: (path in our variables, reference -> ours, ours -> reference)}.
+      {reference name: (path in our variables, layout)}.
     """
-    table: dict[str, tuple[Path, Convert, Convert]] = {}
+    table: dict[str, tuple[Path, Layout]] = {}
 
-    def weight(name: str, path: Path, kind: tuple[Convert, Convert], bias: bool = True) -> None:
-        table[f"{name}.weight"] = (("params", *path, "kernel"), *kind)
+    def weight(name: str, path: Path, layout: Layout, bias: bool = True) -> None:
+        table[f"{name}.weight"] = ("params", *path, "kernel"), layout
         if bias:
-            table[f"{name}.bias"] = (("params", *path, "bias"), *SAME)
+            table[f"{name}.bias"] = ("params", *path, "bias"), SAME
 
     def norm(name: str, path: Path) -> None:
-        table[f"{name}.weight"] = (("params", *path, "scale"), *SAME)
-        table[f"{name}.bias"] = (("params", *path, "bias"), *SAME)
+        table[f"{name}.weight"] = ("params", *path, "scale"), SAME
+        table[f"{name}.bias"] = ("params", *path, "bias"), SAME
         for theirs, ours in BN_STATISTICS.items():
-            table[f"{name}.{theirs}"] = (("batch_stats", *path, ours), *SAME)
+            table[f"{name}.{theirs}"] = ("batch_stats", *path, ours), SAME
 
-    body = "backbone.body"
-    weight(f"{body}.conv1", ("backbone", "conv1"), CONV, bias=False)
-    norm(f"{body}.bn1", ("backbone", "bn1"))
+    weight(f"{BODY}.conv1", ("backbone", "conv1"), CONV, bias=False)
+    norm(f"{BODY}.bn1", ("backbone", "bn1"))
     for stage in range(1, config.blocks + 1):
         for index in range(DEPTHS[config.backbone][stage - 1]):
-            name, path = f"{body}.layer{stage}.{index}", ("backbone", f"layer{stage}_{index}")
+            name, path = f"{BODY}.layer{stage}.{index}", ("backbone", f"layer{stage}_{index}")
             for layer in (1, 2):
                 weight(f"{name}.conv{layer}", (*path, f"conv{layer}"), CONV, bias=False)
                 norm(f"{name}.bn{layer}", (*path, f"bn{layer}"))
@@ -120,9 +100,6 @@ def name_map(config: ModelConfig) -> dict[str, tuple[Path, Convert, Convert]]:
         weight("s2new.fc_scores_2", ("module_s", "fc2"), DENSE)
         weight("s2new.fc_scores_img", ("module_s", "logits"), DENSE)
     return table
-
-
-BN_STATISTICS = {"running_mean": "mean", "running_var": "var", "num_batches_tracked": "count"}
 
 
 def to_variables(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str, Any]:
@@ -168,17 +145,15 @@ def to_backbone(state_dict: Mapping[str, Any], config: ModelConfig) -> dict[str,
     return _converted(kept, table, shapes, f"weights of this backbone ({kind})")
 
 
-_BODY = "backbone.body."
-
-
 def _without_prefix(by_name: Mapping[str, Any]) -> dict[str, Any]:
     """Entries of the backbone under torchvision's own names."""
-    return {n.removeprefix(_BODY): value for n, value in by_name.items() if n.startswith(_BODY)}
+    start = f"{BODY}."
+    return {n.removeprefix(start): value for n, value in by_name.items() if n.startswith(start)}
 
 
 def _converted(
     state_dict: Mapping[str, Any],
-    table: Mapping[str, tuple[Path, Convert, Convert]],
+    table: Mapping[str, tuple[Path, Layout]],
     shapes: Mapping[str, tuple[int, ...]],
     what: str,
 ) -> dict[str, Any]:
@@ -188,34 +163,29 @@ def _converted(
       ValueError: "these are not" `what`, and why.
     """
     counts = {name for name in table if name.endswith("num_batches_tracked")}
-    names = set(state_dict.keys())
-    problems = [f"missing: {name}" for name in sorted(set(table) - counts - names)]
-    problems += [f"unknown: {name}" for name in sorted(names - set(table))]
+    arrays = dict.fromkeys(counts, np.zeros(()))
+    arrays |= {name: np.asarray(state_dict[name]) for name in state_dict}
+    problems = [f"missing: {name}" for name in sorted(table.keys() - arrays.keys())]
+    problems += [f"unknown: {name}" for name in sorted(arrays.keys() - table.keys())]
     flat = {}
-    for name, (path, to_ours, _) in table.items():
-        if name in counts:
-            value = np.asarray(state_dict[name] if name in names else 0)
-            if value.size != 1:
-                problems.append(f"shape: {name} is {value.shape}, the model has ()")
-            elif not np.isfinite(value).all():
-                problems.append(f"not finite: {name}")
-            else:
-                flat[path] = value.astype(np.int32).reshape(())
-        elif name in names:
-            array = np.asarray(state_dict[name])
-            if array.shape != shapes[name]:
-                problems.append(f"shape: {name} is {array.shape}, the model has {shapes[name]}")
-                continue
-            array = array.astype(np.float32, copy=False)
-            if not np.isfinite(array).all():
-                problems.append(f"not finite: {name}")
-            else:
-                flat[path] = np.ascontiguousarray(to_ours(array))
+    for name in [name for name in table if name in arrays]:
+        path, layout = table[name]
+        array = arrays[name]
+        if name in counts and array.size == 1:
+            array = array.reshape(())
+        if array.shape != shapes[name]:
+            problems.append(f"shape: {name} is {array.shape}, the model has {shapes[name]}")
+        elif not np.isfinite(array.astype(np.float32, copy=False)).all():
+            problems.append(f"not finite: {name}")
+        else:
+            dtype = np.int32 if name in counts else np.float32
+            flat[path] = np.asarray(layout.to_ours(array), dtype, order="C")
     if problems:
+        shown = problems[:20]
+        if len(problems) > 20:
+            shown.append(f"... and {len(problems) - 20} more")
         start = " " if len(problems) == 1 else "\n  "
-        shown = start + "\n  ".join(problems[:20])
-        more = f"\n  ... and {len(problems) - 20} more" if len(problems) > 20 else ""
-        raise ValueError(f"these are not {what}:{shown}{more}")
+        raise ValueError(f"these are not {what}:{start}" + "\n  ".join(shown))
     return traverse_util.unflatten_dict(flat)
 
 
@@ -231,8 +201,8 @@ def from_variables(variables: Mapping[str, Any], config: ModelConfig) -> dict[st
     """
     flat = traverse_util.flatten_dict({k: variables[k] for k in ("params", "batch_stats")})
     state_dict = {}
-    for name, (path, _, to_theirs) in name_map(config).items():
-        array = np.array(to_theirs(np.asarray(flat[path])), order="C")
+    for name, (path, layout) in name_map(config).items():
+        array = np.array(layout.to_theirs(np.asarray(flat[path])), order="C")
         state_dict[name] = array.astype(np.int64) if array.dtype == np.int32 else array
     return state_dict
 
@@ -247,6 +217,6 @@ def reference_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     flat = traverse_util.flatten_dict(variables)
     # A zero-stride view has the shape of the array without its memory.
     return {
-        name: to_theirs(np.broadcast_to(np.float32(0), flat[path].shape)).shape
-        for name, (path, _, to_theirs) in name_map(config).items()
+        name: layout.to_theirs(np.broadcast_to(np.float32(0), flat[path].shape)).shape
+        for name, (path, layout) in name_map(config).items()
     }

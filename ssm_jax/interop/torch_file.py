@@ -21,9 +21,7 @@ import numpy as np
 from ssm_jax.interop import torch_pickle, torch_tar
 from ssm_jax.interop.torch_pickle import AGAIN, Refused, is_name, shown
 from ssm_jax.interop.torch_tensors import (
-    Storage,
     Tensors,
-    as_storage,
     dtype_of,
     in_gib,
     is_count,
@@ -62,7 +60,7 @@ def read(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Any:
         raise Refused(f"{path} cannot be read as a PyTorch checkpoint: {reason}") from error
 
 
-def _read(file: BinaryIO, max_bytes: int) -> Any:
+def _read(file: io.BufferedReader, max_bytes: int) -> Any:
     size = os.fstat(file.fileno()).st_size
     if size > max_bytes:
         raise too_large(f"it is {in_gib(size)}", max_bytes)
@@ -162,7 +160,7 @@ def _load(
       tensors: of the file.
       make_storage: makes the numbers [count] of a storage from its key, dtype and count.
     """
-    storages: dict[str, Storage] = {}
+    storages: dict[str, np.ndarray] = {}
 
     def persistent(identifier: Any) -> Any:
         match identifier:
@@ -173,7 +171,8 @@ def _load(
             case _:
                 raise Refused(f"it refers to an unknown kind of object; {AGAIN}")
         if key not in storages:
-            storages[key] = as_storage(make_storage(key, dtype, count))
+            storages[key] = make_storage(key, dtype, count)[:]
+            storages[key].flags.writeable = False  # by the pickle
         storage = storages[key]
         if storage.dtype != dtype or storage.size != count:
             raise Refused(f"storage {shown(key)} is of two types or sizes; {AGAIN}")
@@ -187,7 +186,7 @@ def _load(
     return tensors.load(stream, persistent)
 
 
-def _read_pickles(file: BinaryIO, size: int, max_bytes: int) -> Any:
+def _read_pickles(file: io.BufferedReader, size: int, max_bytes: int) -> Any:
     """Pickles: a magic number, a version, the system, the object, the storages' keys; storages."""
     tensors = Tensors(max_bytes)
     load = tensors.reader.load
@@ -220,14 +219,14 @@ def _read_pickles(file: BinaryIO, size: int, max_bytes: int) -> Any:
     return value
 
 
-def _fill(file: BinaryIO, key: str, array: np.ndarray) -> None:
+def _fill(file: io.BufferedReader, key: str, array: np.ndarray) -> None:
     """Reads a storage: its count of numbers, int64, and these; little-endian on any machine."""
     (count,) = struct.unpack("<q", file.read(8))
     if count != array.size:
         raise Refused(
             f"storage {shown(key)} should hold {array.size} numbers, and has {count}; {AGAIN}"
         )
-    if file.readinto(array.view(np.uint8)) < array.nbytes:
+    if file.readinto(array.view(np.uint8).data) < array.nbytes:
         raise Refused(f"it ends within storage {shown(key)}; {AGAIN}")
     if sys.byteorder == "big":
         array.byteswap(inplace=True)

@@ -26,9 +26,7 @@ import numpy as np
 from ssm_jax.interop.torch_pickle import AGAIN, MAX_BYTES, Record, Refused, is_name, shown
 from ssm_jax.interop.torch_tensors import (
     MAX_DIMENSIONS,
-    Storage,
     Tensors,
-    as_storage,
     dtype_of,
     is_count,
     part_of,
@@ -152,11 +150,11 @@ def _integers(file: BinaryIO, form: str) -> tuple[int, ...]:
     return struct.unpack(form, file.read(struct.calcsize(form)))
 
 
-def _read_storage(file: BinaryIO, dtype: np.dtype, stop: int) -> Storage:
+def _read_storage(file: BinaryIO, dtype: np.dtype, stop: int) -> np.ndarray:
     """The count of numbers that follows in a file, and these; they end at `stop` or before."""
     (count,) = _integers(file, "<q")
     size = count * dtype.itemsize
     if not 0 <= size <= stop - file.tell():
         raise Refused(f"a storage of {size} bytes reaches beyond its entry; {AGAIN}")
     numbers = np.frombuffer(file.read(size), dtype)
-    return as_storage(numbers if sys.byteorder == "little" else numbers.byteswap())
+    return numbers if sys.byteorder == "little" else numbers.byteswap()

@@ -32,21 +32,7 @@ STORAGES = {
 }
 
 
-class Storage(np.ndarray):
-    """A block of numbers [count] that tensors are views of; pickles cannot change it."""
-
-    def __setstate__(self, state):
-        raise Refused(f"it sets the state of a storage; {AGAIN}")
-
-
-def as_storage(numbers: np.ndarray) -> Storage:
-    """A read-only storage of numbers [count] that follow each other in memory."""
-    storage = numbers.view(Storage)
-    storage.flags.writeable = False
-    return storage
-
-
-def part_of(storage: Storage, offset: Any, count: Any) -> Storage:
+def part_of(storage: np.ndarray, offset: Any, count: Any) -> np.ndarray:
     """The numbers of a storage from an offset on, both as a file says.
 
     Raises:
@@ -100,12 +86,12 @@ class Tensors:
 
     def load(self, stream: BinaryIO, persistent: Callable[[Any], Any]) -> Any:
         """Reads the pickle of an object that holds tensors, see `Reader.load`."""
-        functions = {
+        functions: dict[str, Callable] = {
             "torch._utils._rebuild_tensor": self.tensor,
             "torch._utils._rebuild_tensor_v2": self.tensor,
             "torch._utils._rebuild_parameter": _parameter,
             "torch._utils._rebuild_parameter_with_state": _parameter,
-            "torch.Size": _size,
+            "torch.Size": lambda sizes: sizes,
         }
         return self.reader.load(stream, functions, persistent)
 
@@ -115,7 +101,7 @@ class Tensors:
         """A view of a storage; the arguments are whatever a file says.
 
         Args:
-          storage: a `Storage`.
+          storage: an array [count] of numbers that follow each other in memory.
           offset: of the first number in the storage.
           shape: a tuple of lengths.
           strides: numbers between neighbors along each axis.
@@ -125,7 +111,11 @@ class Tensors:
           Refused: a shape that is impossible or reaches beyond the storage, or more numbers than
             the limit allows.
         """
-        if not isinstance(storage, Storage):
+        if (
+            not isinstance(storage, np.ndarray)
+            or storage.ndim != 1
+            or not storage.flags.c_contiguous
+        ):
             raise Refused(f"a tensor has no storage; {AGAIN}")
         counts_only = all(
             isinstance(counts, tuple)
@@ -141,7 +131,7 @@ class Tensors:
             raise too_large("its tensors hold more numbers than it does", self.max_bytes)
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if 0 in shape:
-            storage, offset, strides = as_storage(np.empty(0, storage.dtype)), 0, (0,) * len(shape)
+            offset, strides = storage.size, (0,) * len(shape)
         elif last >= storage.size:
             raise Refused(
                 f"a tensor of shape {shape} reaches to number {last} of a storage of "
@@ -156,9 +146,3 @@ def _parameter(tensor: Any, *_: Any) -> np.ndarray:
     if not isinstance(tensor, np.ndarray):
         raise Refused(f"a parameter has no tensor; {AGAIN}")
     return tensor
-
-
-def _size(sizes: Any) -> tuple:
-    if not isinstance(sizes, tuple):
-        raise Refused(f"a torch.Size has no sizes; {AGAIN}")
-    return sizes

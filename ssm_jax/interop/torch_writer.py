@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import pickletools
 import struct
 import zipfile
 from typing import Any
@@ -12,17 +13,13 @@ import numpy as np
 
 from ssm_jax import files
 from ssm_jax.interop.torch_pickle import Dict
-from ssm_jax.interop.torch_tensors import STORAGES
-from ssm_jax.interop.torch_pickle import Dict
-from ssm_jax.interop.torch_tensors import STORAGES
+from ssm_jax.interop.torch_tensors import DTYPES
 
 ROOT = "archive"  # the folder that everything in the archive lies in
 ALIGNMENT = 64  # bytes; of the numbers of a tensor within the file, so that they can be mapped
-_LOCAL_HEADER = 30  # bytes in front of the name of an entry of a zip
+ZIP_HEADER = 30  # bytes before the name of an entry
 
-_STORAGE_NAMES = {
-    dtype: name.split(".") for name, dtype in STORAGES.items() if name.count(".") == 1
-}
+_STORAGES = {dtype: f"{name}Storage" for name, dtype in DTYPES.items()}
 
 
 def write(path: str | os.PathLike, value: Any) -> None:
@@ -38,106 +35,81 @@ def write(path: str | os.PathLike, value: Any) -> None:
     Raises:
       TypeError: holds something else, or arrays of a dtype that has no tensors.
     """
-    pickler = _Pickler()
-    pickler.add(value)
+    arrays: list[np.ndarray] = []
+    code = pickle.PROTO + b"\x02" + _code(value, arrays) + pickle.STOP
     with (
         files.replacing(path) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive,
     ):
-        _add(archive, "data.pkl", pickle.PROTO + b"\x02" + bytes(pickler.code) + pickle.STOP)
+        _add(archive, "data.pkl", pickletools.optimize(code))  # without unused memos
         _add(archive, "byteorder", b"little")
-        for key, array in enumerate(pickler.arrays):
-            _add(archive, f"data/{key}", array.astype(array.dtype.newbyteorder("<")).tobytes())
+        for key, array in enumerate(arrays):
+            numbers = array.astype(array.dtype.newbyteorder("<")).tobytes()
+            _add(archive, f"data/{key}", numbers)
         _add(archive, "version", b"3\n")
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     entry = zipfile.ZipInfo(f"{ROOT}/{name}")  # of a fixed date
-    header = archive.start_dir + _LOCAL_HEADER + len(entry.filename)
-    padding = -(header + 4) % ALIGNMENT
+    padding = -(archive.start_dir + ZIP_HEADER + len(entry.filename) + 4) % ALIGNMENT
     entry.extra = struct.pack("<2sH", b"FB", padding) + bytes(padding)
     archive.writestr(entry, content)
 
 
-class _Pickler:
-    """Opcodes for a value, those of protocol 2 that a restricted unpickler knows."""
+def _code(value: Any, arrays: list[np.ndarray]) -> bytes:
+    """The opcodes that put a value on the stack, those of protocol 2 that PyTorch accepts.
 
-    def __init__(self):
-        self.code = bytearray()
-        self.arrays: list[np.ndarray] = []
+    Python's pickler would have to import the functions of PyTorch that the opcodes name.
 
-    def add(self, value: Any) -> None:
-        """Appends the opcodes that put a value on the stack."""
-        if value is None or isinstance(value, bool):
-            self.code += {None: pickle.NONE, True: pickle.NEWTRUE, False: pickle.NEWFALSE}[value]
-        elif isinstance(value, int):
-            self._integer(value)
-        elif isinstance(value, float):
-            self.code += pickle.BINFLOAT + struct.pack(">d", value)
-        elif isinstance(value, str):
-            text = value.encode("utf-8")
-            self.code += pickle.BINUNICODE + struct.pack("<I", len(text)) + text
-        elif isinstance(value, tuple):
-            self._marked(value, pickle.TUPLE)
-        elif isinstance(value, list):
-            self.code += pickle.EMPTY_LIST
-            self._marked(value, pickle.APPENDS)
-        elif isinstance(value, dict):
-            self._dict(value)
-        elif isinstance(value, np.ndarray):
-            self._tensor(value)
-        else:
-            raise TypeError(f"{type(value).__name__} cannot be written for PyTorch")
+    Args:
+      value: as for `write`.
+      arrays: the arrays so far, whose places are their keys; those of `value` are added.
+    """
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return pickle.dumps(kind(value), 2)[2:-1]  # without the version and the end
+    if value is None:
+        return pickle.NONE
+    if isinstance(value, np.ndarray):
+        return _tensor_code(value, arrays)
+    if isinstance(value, tuple):
+        return pickle.MARK + _codes(value, arrays) + pickle.TUPLE
+    if isinstance(value, list):
+        return pickle.EMPTY_LIST + pickle.MARK + _codes(value, arrays) + pickle.APPENDS
+    if not isinstance(value, dict):
+        raise TypeError(f"{type(value).__name__} cannot be written for PyTorch")
+    code = _ORDERED_DICT if isinstance(value, Dict) else pickle.EMPTY_DICT
+    pairs = [part for pair in value.items() for part in pair]
+    code += pickle.MARK + _codes(pairs, arrays) + pickle.SETITEMS
+    if isinstance(value, Dict) and value.state is not None:
+        code += _code(value.state, arrays) + pickle.BUILD
+    return code
 
-    def _integer(self, value: int) -> None:
-        if -(2**31) <= value < 2**31:
-            self.code += pickle.BININT + struct.pack("<i", value)
-        else:
-            digits = pickle.encode_long(value)
-            self.code += pickle.LONG1 + struct.pack("<B", len(digits)) + digits
 
-    def _marked(self, values: Any, end: bytes) -> None:
-        self.code += pickle.MARK
-        for value in values:
-            self.add(value)
-        self.code += end
+def _codes(values: list | tuple, arrays: list[np.ndarray]) -> bytes:
+    return b"".join([_code(value, arrays) for value in values])
 
-    def _global(self, module: str, name: str) -> None:
-        self.code += pickle.GLOBAL + f"{module}\n{name}\n".encode("ascii")
 
-    def _ordered_dict(self) -> None:
-        self._global("collections", "OrderedDict")
-        self.code += pickle.EMPTY_TUPLE + pickle.REDUCE
+def _name_code(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode("ascii")
 
-    def _dict(self, value: dict) -> None:
-        if isinstance(value, Dict):
-            self._ordered_dict()
-        else:
-            self.code += pickle.EMPTY_DICT
-        self._marked((x for pair in value.items() for x in pair), pickle.SETITEMS)
-        if isinstance(value, Dict) and value.state is not None:
-            self.add(value.state)
-            self.code += pickle.BUILD
 
-    def _tensor(self, array: np.ndarray) -> None:
-        dtype = array.dtype.newbyteorder("=")
-        if dtype not in _STORAGE_NAMES:
-            raise TypeError(f"an array of {array.dtype} cannot be written for PyTorch")
-        key = str(len(self.arrays))
-        self.arrays.append(array)
-        strides, count = [], 1
-        for length in reversed(array.shape):
-            strides.append(count)
-            count *= length
-        self._global("torch._utils", "_rebuild_tensor_v2")
-        self.code += pickle.MARK
-        self.code += pickle.MARK
-        self.add("storage")
-        self._global(*_STORAGE_NAMES[dtype])
-        for part in (key, "cpu", array.size):
-            self.add(part)
-        self.code += pickle.TUPLE + pickle.BINPERSID
-        for value in (0, array.shape, tuple(reversed(strides)), False):
-            self.add(value)
-        self._ordered_dict()  # hooks: none
-        self.code += pickle.TUPLE + pickle.REDUCE
+_ORDERED_DICT = _name_code("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+
+
+def _tensor_code(array: np.ndarray, arrays: list[np.ndarray]) -> bytes:
+    dtype = array.dtype.newbyteorder("=")
+    if dtype not in _STORAGES:
+        raise TypeError(f"an array of {array.dtype} cannot be written for PyTorch")
+    key = str(len(arrays))
+    arrays.append(array)
+    strides = np.cumprod((1, *array.shape[:0:-1]))[::-1].tolist() if array.ndim else []
+    storage = _code("storage", arrays) + _name_code("torch", _STORAGES[dtype])
+    storage += _codes([key, "cpu", array.size], arrays)
+    view = _codes([0, array.shape, tuple(strides), False], arrays) + _ORDERED_DICT  # no hooks
+    return (
+        _name_code("torch._utils", "_rebuild_tensor_v2")
+        + pickle.MARK
+        + (pickle.MARK + storage + pickle.TUPLE + pickle.BINPERSID)
+        + (view + pickle.TUPLE + pickle.REDUCE)
+    )

@@ -15,8 +15,7 @@ import numpy as np
 from ssm_jax.interop import torch_file, torch_tar
 from ssm_jax.interop.torch_pickle import Dict, Record, shown
 
-TORCH_SUFFIXES = (".pth", ".pt")
-SUFFIXES = (".npz", *TORCH_SUFFIXES)
+SUFFIXES = (".npz", ".pth", ".pt")
 MAX_NAME = 200  # characters; names are shown
 MAX_ANCHORS = 10_000  # of a cell
 
@@ -38,21 +37,6 @@ class Weights:
     cell_anchors: np.ndarray | None = None
 
 
-def read_arrays(
-    path: str | os.PathLike, max_bytes: int = torch_file.MAX_BYTES
-) -> dict[str, np.ndarray]:
-    """Reads a state dict: arrays by name.
-
-    Args:
-      path: an `.npz` file, or a `.pth` or `.pt` file with a state dict, see `read_weights`.
-      max_bytes: a file that is larger or unpacks to more is refused.
-
-    Raises:
-      ValueError: another suffix, not there, damaged, too large, or without a state dict.
-    """
-    return read_weights(path, max_bytes).arrays
-
-
 def read_weights(path: str | os.PathLike, max_bytes: int = torch_file.MAX_BYTES) -> Weights:
     """Reads a state dict and the anchors that its file names.
 
@@ -66,35 +50,19 @@ def read_weights(path: str | os.PathLike, max_bytes: int = torch_file.MAX_BYTES)
       ValueError: another suffix, not there, damaged, too large, or without a state dict.
     """
     suffix = pathlib.Path(path).suffix.lower()
-    if suffix == ".npz":
-        return _named(path, read_npz(path, max_bytes))
-    if suffix not in TORCH_SUFFIXES:
+    if suffix not in SUFFIXES:
         raise ValueError(
             f"{path}: only {', '.join(SUFFIXES)} files can be read. Where PyTorch is installed, "
             "torch.save(model.state_dict(), 'weights.pth') makes one"
         )
-    return _named(path, torch_file.read(path, max_bytes))
-
-
-def _named(path: str | os.PathLike, loaded: Any) -> Weights:
+    loaded = _read_npz(path, max_bytes) if suffix == ".npz" else torch_file.read(path, max_bytes)
     try:
         return _weights(loaded)
     except ValueError as error:
         raise ValueError(f"{path} is no checkpoint with model weights: {error}") from error
 
 
-def read_npz(
-    path: str | os.PathLike, max_bytes: int = torch_file.MAX_BYTES
-) -> dict[str, np.ndarray]:
-    """Reads all arrays of an `.npz` file.
-
-    Args:
-      path: the file.
-      max_bytes: a file that unpacks to more is refused.
-
-    Raises:
-      ValueError: not there, not such a file, or too large.
-    """
+def _read_npz(path: str | os.PathLike, max_bytes: int) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             torch_file.check_archive(archive, max_bytes)
@@ -109,21 +77,23 @@ def read_npz(
 def _weights(loaded: Any) -> Weights:
     if not isinstance(loaded, Mapping):
         raise ValueError(f"it holds a {_kind(loaded)}; save model.state_dict()")
-    if "model_weights" not in loaded:
-        return Weights(_state_dict(loaded))
-    generator = loaded.get("anchor_generator")
+    arrays = _state_dict(loaded.get("model_weights", loaded))
+    generator = loaded.get("anchor_generator") if "model_weights" in loaded else None
     if generator is None:
-        return Weights(_state_dict(loaded["model_weights"]))
+        return Weights(arrays)
     attributes = generator.state if isinstance(generator, Record | Dict) else None
     if not isinstance(attributes, dict) or not {"sizes", "aspect_ratios"} <= attributes.keys():
         raise ValueError("its anchor_generator does not tell sizes and aspect_ratios")
-    sizes = _one_level(attributes["sizes"], "sizes")
-    ratios = _one_level(attributes["aspect_ratios"], "aspect_ratios")
-    cells = attributes.get("cell_anchors")
-    cell = cells[0] if isinstance(cells, list) and len(cells) == 1 else None
-    usable = isinstance(cell, np.ndarray) and cell.size <= 4 * MAX_ANCHORS
-    cell = np.asarray(cell, np.float32) if usable else None
-    return Weights(_state_dict(loaded["model_weights"]), sizes, ratios, cell)
+    cell = None
+    match attributes.get("cell_anchors"):
+        case [np.ndarray() as found] if found.size <= 4 * MAX_ANCHORS:
+            cell = np.asarray(found, np.float32)
+    return Weights(
+        arrays,
+        anchor_sizes=_one_level(attributes["sizes"], "sizes"),
+        anchor_ratios=_one_level(attributes["aspect_ratios"], "aspect_ratios"),
+        cell_anchors=cell,
+    )
 
 
 def _state_dict(value: Any) -> dict[str, np.ndarray]:
@@ -149,13 +119,13 @@ def _kind(value: Any) -> str:
 
 def _one_level(levels: Any, name: str) -> tuple[float, ...]:
     """The numbers of the only level of a feature pyramid."""
-    if not (isinstance(levels, tuple | list) and len(levels) == 1):
+    if not isinstance(levels, tuple | list) or len(levels) != 1:
         count = len(levels) if isinstance(levels, tuple | list) else "no"
         raise ValueError(f"its anchors have {name} for {count} feature maps; the model has one")
-    numbers = levels[0]
-    if not (isinstance(numbers, tuple | list) and numbers and all(map(_is_positive, numbers))):
-        raise ValueError(f"{name} of its anchors are not positive numbers")
-    return tuple(numbers)
+    match levels[0]:
+        case [_, *_] as numbers if all(map(_is_positive, numbers)):
+            return tuple(numbers)
+    raise ValueError(f"{name} of its anchors are not positive numbers")
 
 
 def _is_positive(number: Any) -> bool:

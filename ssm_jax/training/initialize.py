@@ -70,7 +70,7 @@ def initial_weights(
     if path == "random":
         return {}, 0.0
     try:
-        weights = reference_names.to_backbone(weight_files.read_arrays(path), model)
+        weights = reference_names.to_backbone(weight_files.read_weights(path).arrays, model)
     except ValueError as error:
         raise ValueError(f"config.backbone.init={path}: {error}") from error
     logger.info("backbone: from %s", path)

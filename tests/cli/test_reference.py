@@ -235,7 +235,7 @@ def test_exports_that_cannot_be(tmp_path):
 @needs_reference
 def test_torch_loads_an_export(tmp_path):
     torch = pytest.importorskip("torch")
-    arrays = weight_files.read_arrays(REFERENCE / "model_r18_2_legacy.pth")
+    arrays = weight_files.read_weights(REFERENCE / "model_r18_2_legacy.pth").arrays
     path = REFERENCE / "model_r18_2_legacy.pth"
     assert run("import_reference", f"--weights={path}", f"--output={tmp_path}").returncode == 0
     for layout in ("state_dict", "checkpoint"):

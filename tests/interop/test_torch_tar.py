@@ -96,7 +96,7 @@ def assert_small(arrays):
 
 
 def test_a_state_dict(tmp_path):
-    assert_small(weight_files.read_arrays(small_file(tmp_path)))
+    assert_small(weight_files.read_weights(small_file(tmp_path)).arrays)
 
 
 def test_torch_reads_the_same(tmp_path):
@@ -136,7 +136,7 @@ def test_parameters_without_a_tensor_are_no_weights(tmp_path):
         with pytest.raises(
             ValueError, match=r"its entry 'w' is a '(torch|os)\.[\w.]*' and no tensor"
         ):
-            weight_files.read_arrays(path)
+            weight_files.read_weights(path)
 
 
 def storages_with(count, numbers=b"", kind="FloatStorage", key=101):

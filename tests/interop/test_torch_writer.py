@@ -86,17 +86,17 @@ def test_opcodes_and_entries(tmp_path):
         ("GLOBAL", "torch FloatStorage"),
         ("BINUNICODE", "0"),
         ("BINUNICODE", "cpu"),
-        ("BININT", 6),
+        ("BININT1", 6),
         ("TUPLE", None),
         ("BINPERSID", None),
-        ("BININT", 0),  # offset
+        ("BININT1", 0),  # offset
         ("MARK", None),
-        ("BININT", 2),
-        ("BININT", 3),
+        ("BININT1", 2),
+        ("BININT1", 3),
         ("TUPLE", None),  # shape
         ("MARK", None),
-        ("BININT", 3),
-        ("BININT", 1),
+        ("BININT1", 3),
+        ("BININT1", 1),
         ("TUPLE", None),  # strides
         ("NEWFALSE", None),  # requires no gradient
         ("GLOBAL", "collections OrderedDict"),

@@ -46,14 +46,14 @@ def test_the_recorded_files(name):
 
 @needs_reference
 def test_weights_of_the_legacy_file_to_ours_and_back_are_the_same_bits(tmp_path):
-    arrays = weight_files.read_arrays(REFERENCE / "model_r18_2_legacy.pth")
+    arrays = weight_files.read_weights(REFERENCE / "model_r18_2_legacy.pth").arrays
     config = ModelConfig(blocks=2)
     back = reference_names.from_variables(reference_names.to_variables(arrays, config), config)
     torch_writer.write(tmp_path / "a.pth", Dict(back))
     np.savez(tmp_path / "a.npz", **back)
     for state_dict in (
         back,
-        *(weight_files.read_arrays(tmp_path / f"a.{s}") for s in ("pth", "npz")),
+        *(weight_files.read_weights(tmp_path / f"a.{s}").arrays for s in ("pth", "npz")),
     ):
         assert list(state_dict) != [] and set(state_dict) == set(arrays)
         for name, array in arrays.items():
@@ -131,28 +131,28 @@ def test_files_without_a_state_dict(tmp_path, value):
 def test_npz_files(tmp_path):
     path = tmp_path / "a.npz"
     np.savez_compressed(path, a=np.zeros(2**20))
-    assert weight_files.read_arrays(path)["a"].shape == (2**20,)
+    assert weight_files.read_weights(path).arrays["a"].shape == (2**20,)
     with pytest.raises(ValueError, match=r"a\.npz .*the limit is"):
-        weight_files.read_arrays(path, max_bytes=2**22)
+        weight_files.read_weights(path, max_bytes=2**22)
     content = path.read_bytes()
     for length in range(0, len(content), 97):
         path.write_bytes(content[:length])
         with pytest.raises(ValueError, match=r"a\.npz cannot be read as an \.npz file of arrays"):
-            weight_files.read_arrays(path)
+            weight_files.read_weights(path)
     np.savez(path, a=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match=r"a\.npz cannot be read"):
-        weight_files.read_arrays(path)
+        weight_files.read_weights(path)
     # A header that promises more numbers than any machine holds.
     header = "{'descr': '<f8', 'fortran_order': False, 'shape': (1152921504606846,)}"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("a.npy", b"\x93NUMPY\x01\x00" + bytes([len(header), 0]) + header.encode())
     with pytest.raises(ValueError, match=r"a\.npz cannot be read"):
-        weight_files.read_arrays(path)
+        weight_files.read_weights(path)
 
 
 def test_other_suffixes(tmp_path):
     with pytest.raises(ValueError, match=r"a\.safetensors: only \.npz, \.pth, \.pt files"):
-        weight_files.read_arrays(tmp_path / "a.safetensors")
+        weight_files.read_weights(tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(
