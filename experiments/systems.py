@@ -106,7 +106,7 @@ class System:
 
     @property
     def pretraining(self) -> "System | None":
-        """What it starts from."""
+        """The system that it starts from."""
         return System("pretrain", self.variant) if self.name in ("ssm", "ssm2") else None
 
 
@@ -115,7 +115,7 @@ SYSTEMS = tuple(System(name, variant) for name in TITLES for variant in VARIANTS
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is run where.
+    """The runs, and their folders.
 
     Attributes:
       workdir: folder with one run a system.
@@ -158,7 +158,7 @@ class Plan:
         return config
 
     def record(self, system: System) -> dict[str, Any]:
-        """What was noted of a run: command, status, machine; empty if there was none."""
+        """The record of a run: command, status, machine; empty if there was none."""
         return _read_json(self.folder(system) / RECORD_FILE)
 
     def metrics(self, system: System) -> dict[str, Any]:

@@ -272,7 +272,7 @@ def default_config() -> ml_collections.ConfigDict:
     augment.crop = 0.0  # at most this share of the sides is cut off, and the rest enlarged
     augment.gain = 0.0  # contrast by a factor from 1 / (1 + gain) to 1 + gain
     augment.offset = 0.0  # brightness by at most this share of white
-    augment.gamma = 0.0  # exponent of the grey values from 1 / (1 + gamma) to 1 + gamma
+    augment.gamma = 0.0  # exponent of the gray values from 1 / (1 + gamma) to 1 + gamma
     augment.noise = 0.0  # standard deviation of white noise, at most this share of white
     augment.blur = 0.0  # standard deviation of a Gaussian blur, at most so many pixels
     augment.clahe = 0.0  # probability of contrast-limited adaptive histogram equalization

@@ -31,7 +31,7 @@ def pytest_unconfigure():
 
 @pytest.fixture(scope="module")
 def quickly_compiled():
-    """Code without optimisation, in the module's own process and in those it starts.
+    """Code without optimization, in the module's own process and in those it starts.
 
     It computes the same, and with tiny models what takes long is to compile.
     """

@@ -120,13 +120,13 @@ def test_rows_are_decoded_against_their_proposals():
     np.testing.assert_array_equal(read.rows, rows)
 
 
-def test_grey_rgb_and_float_slices_are_the_same(predictor):
+def test_gray_rgb_and_float_slices_are_the_same(predictor):
     image = slice_of(64, 64)
-    grey = predictor(image)
-    assert_equal(predictor(np.repeat(image[..., None], 3, axis=2)), grey)
-    assert_equal(predictor(image.astype(np.float32) / 255), grey)
-    assert_equal(predictor(image.astype(np.float64) / 255), grey)
-    assert_equal(predictor((image.astype(np.float32) / 255)[..., None].repeat(3, 2)), grey)
+    gray = predictor(image)
+    assert_equal(predictor(np.repeat(image[..., None], 3, axis=2)), gray)
+    assert_equal(predictor(image.astype(np.float32) / 255), gray)
+    assert_equal(predictor(image.astype(np.float64) / 255), gray)
+    assert_equal(predictor((image.astype(np.float32) / 255)[..., None].repeat(3, 2)), gray)
 
 
 def test_a_batch_of_all_sizes_gives_what_each_slice_gives_alone(predictor):

@@ -1,4 +1,4 @@
-"""Bounds on the sources that no linter holds: the length of modules and of functions."""
+"""Rules of the sources that no linter holds: lengths, and how docstrings begin."""
 
 import ast
 import pathlib
@@ -30,3 +30,14 @@ def test_functions_are_short():
                     long[f"{path.relative_to(ROOT)}: {node.name}"] = lines
     assert found > 500
     assert long == {}
+
+
+def test_docstrings_begin_with_a_noun_or_a_verb():
+    riddles = [
+        f"{path.relative_to(ROOT)}: {node.lineno if hasattr(node, 'lineno') else 1}"
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        and (ast.get_docstring(node) or "").startswith("What ")
+    ]
+    assert riddles == []

@@ -95,8 +95,8 @@ def test_panels_have_one_size_whatever_the_slice(height, width):
         color, found, np.zeros((height, width), np.uint8), 0, title="x" * 99
     )
     assert max(panel(picture, 0, height, width).shape) == visualize.PANEL
-    grey = visualize.overlay(color[..., 0], found)
-    assert (np.ptp(panel(grey, 0, height, width), axis=-1) == 0).all()
+    gray = visualize.overlay(color[..., 0], found)
+    assert (np.ptp(panel(gray, 0, height, width), axis=-1) == 0).all()
 
 
 def test_contour():

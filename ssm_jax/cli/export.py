@@ -29,7 +29,7 @@ class Flags:
     Attributes:
       output: The file; must not exist.
       masks: Whether the program predicts masks.
-      input_type: Grey values that the program takes: 0 to 255 (uint8) or 0 to 1 (float32).
+      input_type: Gray values that the program takes: 0 to 255 (uint8) or 0 to 1 (float32).
       model: Which model.
     """
 

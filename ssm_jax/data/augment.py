@@ -1,4 +1,4 @@
-"""Random changes of training slices: of their grey values, then one affine warp."""
+"""Random changes of training slices: of their gray values, then one affine warp."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Augmentation:
       crop: at most this share of the sides is cut off, and the rest enlarged to the whole.
       gain: contrast by a factor from 1 / (1 + gain) to 1 + gain.
       offset: brightness by at most this share of white.
-      gamma: exponent of the grey values from 1 / (1 + gamma) to 1 + gamma.
+      gamma: exponent of the gray values from 1 / (1 + gamma) to 1 + gamma.
       noise: standard deviation of white noise, at most this share of white.
       blur: standard deviation of a Gaussian blur, at most so many pixels of the slice.
       clahe: probability of contrast-limited adaptive histogram equalization.
@@ -76,7 +76,7 @@ def segmentation(
     Returns:
       A slice of the same size.
     """
-    image = change_grey(augmentation, rng, example.image)
+    image = change_gray(augmentation, rng, example.image)
     if not augmentation.moves:
         return dataclasses.replace(example, image=image)
     height, width = example.instances.shape
@@ -101,7 +101,7 @@ def classification(
     augmentation: Augmentation, rng: np.random.Generator, example: ClassificationExample
 ) -> ClassificationExample:
     """Changes a slice, as `segmentation` does."""
-    image = change_grey(augmentation, rng, example.image)
+    image = change_gray(augmentation, rng, example.image)
     if augmentation.moves:
         matrix = draw_warp(augmentation, rng, *image.shape[:2])
         image = warp(image, matrix, cv2.INTER_LINEAR)
@@ -147,10 +147,10 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, interpolation: int) -> np.ndarr
     return cv2.warpAffine(pixels, matrix, (width, height), flags=flags).reshape(pixels.shape)
 
 
-def change_grey(
+def change_gray(
     augmentation: Augmentation, rng: np.random.Generator, image: np.ndarray
 ) -> np.ndarray:
-    """Changes the grey values: equalization, blur, then gamma, gain and offset, then noise.
+    """Changes the gray values: equalization, blur, then gamma, gain and offset, then noise.
 
     Args:
       augmentation: how far.
@@ -166,7 +166,7 @@ def change_grey(
         image = np.dstack([equalize(channel) for channel in np.moveaxis(image, 2, 0)])
     if augmentation.blur:
         image = cv2.GaussianBlur(image, (0, 0), max(rng.uniform(0, augmentation.blur), 1e-3))
-    image = cv2.LUT(image, grey_table(augmentation, rng)).reshape(shape)
+    image = cv2.LUT(image, gray_table(augmentation, rng)).reshape(shape)
     if augmentation.noise:
         deviation = np.float32(255 * rng.uniform(0, augmentation.noise))
         noise = deviation * rng.standard_normal(shape, np.float32)
@@ -174,12 +174,12 @@ def change_grey(
     return image
 
 
-def grey_table(augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
-    """Draws gamma, gain (about middle grey) and offset: uint8 [256], old grey value -> new one."""
-    grey = np.linspace(0, 1, 256) ** _factor(augmentation.gamma, rng)
-    grey = (grey - 0.5) * _factor(augmentation.gain, rng) + 0.5
-    grey += augmentation.offset * rng.uniform(-1, 1)
-    return np.rint(255 * np.clip(grey, 0, 1)).astype(np.uint8)
+def gray_table(augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """Draws gamma, gain (about middle gray) and offset: uint8 [256], old gray value -> new one."""
+    gray = np.linspace(0, 1, 256) ** _factor(augmentation.gamma, rng)
+    gray = (gray - 0.5) * _factor(augmentation.gain, rng) + 0.5
+    gray += augmentation.offset * rng.uniform(-1, 1)
+    return np.rint(255 * np.clip(gray, 0, 1)).astype(np.uint8)
 
 
 def _factor(spread: float, rng: np.random.Generator) -> float:

@@ -192,7 +192,7 @@ def segmentation_arrays(example: SegmentationExample, datasets: Datasets) -> dic
 
 
 def _fitted(example: SegmentationExample, datasets: Datasets) -> SegmentationExample:
-    """A slice at the size of training, in whole grey values: less to augment than the original."""
+    """A slice at the size of training, in whole gray values: less to augment than the original."""
     height, width = example.image.shape[:2]
     shape = resized_shape(height, width, datasets.image_size, datasets.max_size)
     if shape == (height, width):

@@ -150,11 +150,11 @@ def _sets(data: ml_collections.ConfigDict, part: str) -> dict[str, IndexedBuilde
     configs = [kind.config_of(path, data.train_split, data.test_split) for path in paths]
     if len({config.channels for config in configs}) > 1:
         listed = ", ".join(
-            f"{path} ({'grey' if config.channels == 1 else 'colored'})"
+            f"{path} ({'gray' if config.channels == 1 else 'colored'})"
             for path, config in zip(paths, configs, strict=True)
         )
         raise DataError(
-            f"the folders of config.data.{part}_dir are not all grey or all colored: {listed}; "
+            f"the folders of config.data.{part}_dir are not all gray or all colored: {listed}; "
             "save all slices alike"
         )
     builders = (prepared(kind, config, data.data_dir) for config in configs)

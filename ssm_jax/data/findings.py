@@ -67,7 +67,7 @@ KINDS = {
     "listed_twice": _warning("slice listed more than once in a split (taken once)"),
     "size_outlier": _warning("slice of another size than most"),
     "no_lesion": _warning("slice without a lesion larger than --min_area (skipped in training)"),
-    "blank": _warning("slice of one grey value (not searched for duplicates)"),
+    "blank": _warning("slice of one gray value (not searched for duplicates)"),
     "unlisted": _warning("picture of the source folder that is in no list (left out)"),
 }
 

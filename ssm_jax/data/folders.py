@@ -51,7 +51,7 @@ def folder_key(folders: Iterable[pathlib.Path], salt: str) -> str:
 
 
 def channels_of(paths: Iterable[pathlib.Path]) -> int:
-    """1 (grey) or 3, by the header of the first readable file; 1 where none is readable."""
+    """1 (gray) or 3, by the header of the first readable file; 1 where none is readable."""
     for path in paths:
         with contextlib.suppress(images.ImageError, OSError):
             return images.channels_of(path.read_bytes())

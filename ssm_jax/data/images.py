@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
-_GREY, _DEEP = ("1", "L"), ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_GRAY, _DEEP = ("1", "L"), ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 class ImageError(ValueError):
@@ -16,10 +16,10 @@ class ImageError(ValueError):
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decodes an encoded grey or RGB image, exactly as PIL does.
+    """Decodes an encoded gray or RGB image, exactly as PIL does.
 
     Returns:
-      uint8 [H, W, C], C = 1 for grey and 3 for RGB.
+      uint8 [H, W, C], C = 1 for gray and 3 for RGB.
     """
     with Image.open(io.BytesIO(data)) as picture:
         pixels = np.asarray(picture)
@@ -40,20 +40,20 @@ def encode(pixels: np.ndarray, level: int = 1) -> bytes:
 
 
 def channels_of(data: bytes) -> int:
-    """1 where PIL calls the image grey, 3 otherwise; reads the header only.
+    """1 where PIL calls the image gray, 3 otherwise; reads the header only.
 
     Raises:
       ImageError: no image.
     """
     try:
         with Image.open(io.BytesIO(data)) as picture:
-            return 1 if picture.mode in _GREY or picture.mode in _DEEP else 3
+            return 1 if picture.mode in _GRAY or picture.mode in _DEEP else 3
     except Exception as error:
         raise ImageError(f"is no readable image ({error})") from error
 
 
 def read_slice(data: bytes, channels: int) -> tuple[bytes, int, int]:
-    """Checks an encoded slice, and recodes it where PIL does not read it as plain grey or RGB.
+    """Checks an encoded slice, and recodes it where PIL does not read it as plain gray or RGB.
 
     Args:
       data: content of a PNG or JPEG file.
@@ -63,7 +63,7 @@ def read_slice(data: bytes, channels: int) -> tuple[bytes, int, int]:
       data: the same bytes, or a PNG with `channels` channels; height and width in pixels.
 
     Raises:
-      ImageError: unreadable, more than 8 bits, or colored in a grey set.
+      ImageError: unreadable, more than 8 bits, or colored in a gray set.
     """
     picture = _load(data)
     if picture.mode == _mode(channels):
@@ -82,14 +82,14 @@ def slice_pixels(data: bytes, channels: int) -> np.ndarray:
       uint8 [H, W, channels].
 
     Raises:
-      ImageError: unreadable, more than 8 bits, or colored in a grey set.
+      ImageError: unreadable, more than 8 bits, or colored in a gray set.
     """
     pixels = _pixels(_load(data), channels)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def _mode(channels: int) -> str:
-    """PIL's name of plain grey or RGB."""
+    """PIL's name of plain gray or RGB."""
     return "L" if channels == 1 else "RGB"
 
 
@@ -97,11 +97,11 @@ def _pixels(picture: Image.Image, channels: int) -> np.ndarray:
     """uint8 [H, W] or [H, W, 3] of a decoded slice, whatever the encoding; see `read_slice`."""
     if picture.mode in _DEEP:
         raise ImageError("has more than 8 bits a pixel; apply a CT window and save it in 8 bits")
-    if channels == 3 or picture.mode in _GREY:
+    if channels == 3 or picture.mode in _GRAY:
         return np.asarray(picture.convert(_mode(channels)))
     pixels = np.asarray(picture.convert("RGB"))
     if np.any(pixels != pixels[..., :1]):
-        raise ImageError("is colored where the set is grey; save all slices alike")
+        raise ImageError("is colored where the set is gray; save all slices alike")
     return np.ascontiguousarray(pixels[..., 0])
 
 

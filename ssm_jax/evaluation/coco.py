@@ -148,7 +148,7 @@ def evaluate(
 
 
 def figures(evaluated: COCOeval) -> dict[str, float]:
-    """What pycocotools summarizes.
+    """The figures that pycocotools summarizes.
 
     Args:
       evaluated: from `run`.

@@ -30,7 +30,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 INPUT_TYPES = ("uint8", "float32")
 
 _INPUT = (
-    "grey CT slices of b images, windowed as those the model was trained on (a lung window), "
+    "gray CT slices of b images, windowed as those the model was trained on (a lung window), "
     "resized to fill the square; {values}"
 )
 _VALUES = {"uint8": "0 to 255", "float32": "0 to 1"}

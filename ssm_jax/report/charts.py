@@ -221,7 +221,7 @@ def _figure(parts: Iterable[Markup], class_: str = "chart") -> Markup:
 
 
 def _legend(keys: Mapping[str, str]) -> Markup:
-    """What keys mean, from the CSS class of each."""
+    """A legend, from the CSS class of each key."""
     items = [_tag("li", _tag("span", class_=f"key {key}"), text) for key, text in keys.items()]
     return _tag("ul", *items, class_="legend")
 

@@ -221,7 +221,7 @@ def _ranks(evaluations: Sequence[Evaluation], name: str) -> list[str]:
 
 
 def _sources(evaluations: Sequence[Evaluation]) -> list[str]:
-    """What each evaluation was made from."""
+    """The data and the model behind each evaluation."""
     lines = []
     for evaluation in evaluations:
         result = evaluation.result

@@ -1,4 +1,4 @@
-"""What stands beside the figures of an evaluation: model, data, and how it was run."""
+"""Facts beside the figures of an evaluation: model, data, and how it was run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ssm_jax.training import optimizer
 def model_facts(
     model: ModelConfig, variables: Mapping[str, Any], info: CheckpointInfo
 ) -> dict[str, Any]:
-    """What a model is.
+    """Facts of a model.
 
     Args:
       model: its configuration.
@@ -64,7 +64,7 @@ def model_facts(
 def data_facts(
     source: Any, data: Mapping[str, Any], part: str, split: str, indices: Sequence[int]
 ) -> dict[str, Any]:
-    """What a split holds.
+    """Facts of a split.
 
     Args:
       source: a split of `Datasets`.

@@ -12,7 +12,7 @@ _QUALITIES = (85, 70, 55)
 
 
 def jpeg(image: Image.Image, quality: int) -> bytes:
-    """A picture, grey or RGB, as the bytes of a JPEG file of some quality (1 to 95)."""
+    """A picture, gray or RGB, as the bytes of a JPEG file of some quality (1 to 95)."""
     data = io.BytesIO()
     image.save(data, "JPEG", quality=quality, optimize=True)
     return data.getvalue()
@@ -22,7 +22,7 @@ def bounded_jpeg(image: Image.Image, limit: int) -> bytes:
     """A picture as a JPEG file of bounded size: first at lower quality, then with fewer pixels.
 
     Args:
-      image: grey or RGB.
+      image: gray or RGB.
       limit: bytes at most; a picture of 32 pixels a side is taken whatever its bytes are.
 
     Returns:

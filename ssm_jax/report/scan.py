@@ -67,7 +67,7 @@ def scan_report(
 
 
 def viewer_data(result: ScanResult, limit: int) -> dict[str, Any]:
-    """What the script of the viewer reads.
+    """The data that the script of the viewer reads.
 
     Args:
       result: a scan.
@@ -144,7 +144,7 @@ def _scan(result: ScanResult, name: str, score_threshold: float, limit: int) -> 
 
 
 def _cards(result: ScanResult, classes: Sequence[str]) -> Iterator[Card]:
-    """What is said of the whole scan."""
+    """The summary of the whole scan."""
     summary = result.summary
     if summary is None:
         return

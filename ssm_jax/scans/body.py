@@ -16,13 +16,13 @@ def body_mask(image: np.ndarray, tissue: float) -> np.ndarray:
 
     Args:
       image: uint8 [H, W] or [H, W, 3], a slice as shown.
-      tissue: grey level from which a pixel is tissue and no air or lung.
+      tissue: gray level from which a pixel is tissue and no air or lung.
 
     Returns:
       bool [H, W]; nowhere true where there is no body.
     """
-    grey = image if image.ndim == 2 else image.mean(axis=2)
-    thick = ndimage.binary_opening(grey >= tissue, iterations=_THIN)
+    gray = image if image.ndim == 2 else image.mean(axis=2)
+    thick = ndimage.binary_opening(gray >= tissue, iterations=_THIN)
     parts, count = ndimage.label(thick)
     if not count:
         return thick

@@ -37,7 +37,7 @@ _NAMED = 3  # gaps that a warning names
 
 @dataclasses.dataclass(frozen=True)
 class DicomStack:
-    """What mask files need of a stack of frames.
+    """Facts of a stack of frames that mask files need.
 
     Attributes:
       frames: in the order of the slices; None for a file that could not be read.
@@ -50,7 +50,7 @@ class DicomStack:
 
 @dataclasses.dataclass
 class _Read:
-    """What became of files: frames by the stack they belong to, and the rest."""
+    """Frames of all files, by the stack they belong to, and the files without frames."""
 
     groups: dict[tuple, list[Frame]] = dataclasses.field(default_factory=dict)
     unread: list[tuple[str, str]] = dataclasses.field(default_factory=list)
@@ -211,14 +211,14 @@ def _scan(name: str, frames: list[Frame], parts: int, options: InputOptions) -> 
 
 
 def _kind(frames: list[Frame]) -> str:
-    """What values can be, see `Source`."""
+    """The range of possible values, see `Source`."""
     if frames[0].about.projection:
         return "projection"
     return {"CT": "ct", "": "unknown"}.get(_usual_modality(frames), "other")
 
 
 def _warnings(frames: list[Frame], planar: bool, parts: int) -> list[str]:
-    """What is odd about where slices lie and about what they are."""
+    """Oddities of the places and the kinds of slices."""
     warnings = []
     if parts > 1:
         warnings.append(
@@ -293,7 +293,7 @@ def _distances(frames: list[Frame]) -> list[float]:
 
 
 def _distance_warnings(frames: list[Frame]) -> list[str]:
-    """What is odd about the distances between slices."""
+    """Oddities of the distances between slices."""
     warnings = []
     if len(frames) > 1:
         way = frames[-1].placed.origin - frames[0].placed.origin

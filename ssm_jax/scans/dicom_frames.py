@@ -99,7 +99,7 @@ class Plane:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What is said of a whole file.
+    """Facts of a whole file.
 
     Attributes:
       series: SeriesInstanceUID; "" where unknown.
@@ -234,7 +234,7 @@ def _about(header: Any, shape: tuple[int, int]) -> About:
 
 
 def facts_of(header: Any, identity: bool) -> dict[str, str]:
-    """What a header says of its series: label and value, both for people.
+    """Facts of a series from a header: label and value, both for people.
 
     Args:
       header: pydicom's Dataset.

@@ -71,7 +71,7 @@ def _check(dataset: Any, number: int, options: InputOptions) -> None:
         raise ScanError("has palette colors, which no CT slice has")
     samples = whole(dataset, "SamplesPerPixel", 1)
     if samples not in (1, 3):
-        raise ScanError(f"has {samples} samples a pixel; slices are grey or of three colors")
+        raise ScanError(f"has {samples} samples a pixel; slices are gray or of three colors")
     (values,) = [dataset.get(name) for name in _PIXELS if name in dataset] or [None]
     if not values:
         raise ScanError("its pixels cannot be read: there are none")

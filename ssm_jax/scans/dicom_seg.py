@@ -102,7 +102,7 @@ def _sources(frames: Sequence[Frame], spacing: tuple[float, float, float] | None
 
 
 def _source(pydicom, frame: Frame, reference: str) -> Any:
-    """What is said of patient, study and file."""
+    """Attributes of patient, study and file."""
     source, header = pydicom.Dataset(), frame.header
     source.FrameOfReferenceUID = reference
     source.Modality = frame.about.modality or "CT"

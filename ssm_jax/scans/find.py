@@ -1,4 +1,4 @@
-"""What paths mean: files, folders, globs and zips become readable blobs, told apart by content.
+"""Paths: files, folders, globs and zips become readable blobs, told apart by content.
 
 A zip is never unpacked to disk: members are read into memory, one at a time and up to a limit, so
 their names are labels and nothing else. Whatever is not read is named.
@@ -113,7 +113,7 @@ class Blob:
 
 @dataclasses.dataclass
 class Found:
-    """What a path holds.
+    """The files behind a path.
 
     Attributes:
       single: whether it is one file that is no zip.
@@ -197,7 +197,7 @@ def find(path: str, options: InputOptions) -> Found:
 
 
 def kind_of(name: str, head: bytes) -> str:
-    """What a file is, by content first and by name second.
+    """The kind of a file, by content first and by name second.
 
     Returns:
       "dicom", "nifti", "picture", "zip", "other", or "unknown": neither text nor named for anything

@@ -221,7 +221,7 @@ def _get(header, name: str):
 
 
 def _code(header, name: str) -> int:
-    """What a form's coordinates are, as in the source; 1 (a scanner's) where it does not tell."""
+    """The code of a form's coordinates, as in the source; 1 (a scanner's) if untold."""
     code = _get(header, name) if header is not None else None
     return int(code) if code is not None and code in range(1, 6) else 1
 

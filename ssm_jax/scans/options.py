@@ -110,7 +110,7 @@ def guarded(what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
-    """What an exception says, in one line of bounded length."""
+    """The message of an exception, in one line of bounded length."""
     return visible(" ".join(str(error).split()))[:300] or type(error).__name__
 
 

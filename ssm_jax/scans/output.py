@@ -37,7 +37,7 @@ def without_folders(inputs: Sequence[str]) -> Callable[[str], str]:
 
 
 def to_json(results: Sequence[ScanResult], failed: Sequence[Scan] = ()) -> dict[str, Any]:
-    """What predictions.json holds.
+    """The content of predictions.json.
 
     Args:
       results: predicted scans.

@@ -14,7 +14,7 @@ from ssm_jax.scans.source import Scan, Slice, refuse
 from ssm_jax.scans.window import Reading, Stored
 
 _FORMATS = ("PNG", "JPEG", "TIFF")  # Pillow knows more, and starts programs for some
-_GREY = ("1", "L", "LA")
+_GRAY = ("1", "L", "LA")
 _DEEP = ("I", "F")  # modes of more than 8 bits begin with one of these
 _MOST_PAGES = 10_000
 _TILE = (322, 323)  # tags of a TIFF: width and height of its tiles
@@ -62,7 +62,7 @@ class Picture:
             self.undefined += int((~np.isfinite(_pixels(image, self._options))).sum())
 
     def read(self, page: int) -> np.ndarray:
-        """uint8 [H, W] of a page, counted from 0, if it is grey, else [H, W, 3].
+        """uint8 [H, W] of a page, counted from 0, if it is gray, else [H, W, 3].
 
         Raises:
           ScanError: not a picture, damaged, or too large.
@@ -119,7 +119,7 @@ def _pixels(image: Image.Image, options: InputOptions) -> np.ndarray:
             raise ScanError(f"{width}x{height} pixels are more than the limit")
     if image.mode.startswith(_DEEP):
         return np.asarray(image)
-    return np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
+    return np.asarray(image.convert("L" if image.mode in _GRAY else "RGB"))
 
 
 def open_pictures(name: str, blobs: list[Blob], options: InputOptions) -> Scan:

@@ -1,4 +1,4 @@
-"""What is said of a whole scan: its slices in order, and their summary."""
+"""Result of a whole scan: its slices in order, and their summary."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class Scan:
       slices: in order.
       spacing: millimeters between slices, rows and columns as shown; None where unknown.
       origin: what the kind's masks need of the source.
-      tissue: grey level of a slice as shown from which a pixel is tissue and no air or lung; None
+      tissue: gray level of a slice as shown from which a pixel is tissue and no air or lung; None
         where unknown.
       release: frees what reading holds; slices can be read again afterwards.
       error: why nothing can be read; None otherwise.
@@ -116,7 +116,7 @@ class Scan:
 
 
 def values_for_people(hu: bool, options: InputOptions) -> str:
-    """What was made of stored values: windowed Hounsfield units, or their range spread."""
+    """The treatment of stored values: windowed Hounsfield units, or their range spread."""
     if not hu:
         return "range spread over 8 bits"
     center, width = options.window_center, options.window_width
@@ -129,7 +129,7 @@ def aspect_of(height: float, width: float) -> float:
 
 
 def tissue_level(hu: bool, options: InputOptions) -> float | None:
-    """Grey level from which a pixel is tissue; None of values that are no Hounsfield units."""
+    """Gray level from which a pixel is tissue; None of values that are no Hounsfield units."""
     low = options.window_center - options.window_width / 2
     level = (_TISSUE - low) / options.window_width * 255
     return level if hu and 0 < level < 255 else None

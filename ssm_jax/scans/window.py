@@ -23,7 +23,7 @@ def apply_window(hu: np.ndarray, center: float, width: float) -> np.ndarray:
       width: Hounsfield units, positive.
 
     Returns:
-      [...] uint8, rounded to the nearest grey level.
+      [...] uint8, rounded to the nearest gray level.
     """
     return spread(hu, center - width / 2, center + width / 2)
 
@@ -55,7 +55,7 @@ def plausible_hu(values: np.ndarray) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """What a header says of stored values.
+    """Statements of a header about stored values.
 
     Attributes:
       low: smallest value that can be stored.
@@ -76,7 +76,7 @@ class Stored:
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """What stored values mean.
+    """The meaning of stored values.
 
     Attributes:
       hu: whether they become Hounsfield units, to be windowed; otherwise a range is spread.
@@ -97,7 +97,7 @@ class Reading:
         return self._upright(stored, header) * slope + intercept
 
     def to_uint8(self, stored: np.ndarray, header: Stored, options: InputOptions) -> np.ndarray:
-        """What the model is shown, uint8 of the same shape."""
+        """The picture that the model sees, uint8 of the same shape."""
         if self.hu:
             hu = self.to_hu(stored, header)
             return apply_window(hu, options.window_center, options.window_width)
@@ -197,7 +197,7 @@ def _together(values: Sequence[np.ndarray]) -> np.ndarray:
 def _shows(reading: Reading, samples, options: InputOptions) -> bool:
     """Whether more than a few pixels are neither black nor white."""
     shown = [reading.to_uint8(stored, header, options) for stored, header in samples]
-    return any(np.isin(grey, (0, 255)).mean() < _SATURATED for grey in shown)
+    return any(np.isin(gray, (0, 255)).mean() < _SATURATED for gray in shown)
 
 
 def _own_window(samples, header: Stored, source: Source) -> Reading:

@@ -138,5 +138,5 @@ def _job(request: Request) -> Job:
 
 
 async def _error(request: Request, error: Any) -> Response:
-    """What went wrong, as JSON."""
+    """An error, as JSON."""
     return JSONResponse({"error": error.detail}, error.status_code, error.headers)

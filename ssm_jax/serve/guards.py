@@ -1,4 +1,4 @@
-"""What every request must keep to, and headers that keep pages private."""
+"""Rules that every request must keep to, and headers that keep pages private."""
 
 from __future__ import annotations
 

@@ -149,8 +149,8 @@ class Jobs:
             return self._jobs.get(job_id)
 
     def status(self, job: Job) -> dict[str, Any]:
-        """What its user may know: state, position (0: being worked on or over; 1: next), progress
-        (done, total, scan, scans), error, and the names of its files.
+        """Facts that its user may know: state, position (0: being worked on or over; 1: next),
+        progress (done, total, scan, scans), error, and the names of its files.
         """
         with self._changed:
             position = self._line.index(job) + 1 if job in self._line else 0

@@ -38,7 +38,7 @@ class Reader:
         self._scans: list[Scan] = []
 
     def answer(self, request: dict[str, Any]) -> bytes:
-        """What is sent back: JSON with "error" where the request cannot be met.
+        """The answer: JSON with "error" where the request cannot be met.
 
         Args:
           request: "call", the name of one of the methods below, and its arguments.

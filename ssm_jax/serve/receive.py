@@ -24,7 +24,7 @@ FOLDER = "files"  # of the files that are no zip: the slices of a series belong 
 
 @dataclasses.dataclass
 class Received:
-    """What an upload holds.
+    """The content of an upload.
 
     Attributes:
       names: a name for people of each file that was stored, by its path.

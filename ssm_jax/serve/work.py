@@ -1,4 +1,4 @@
-"""What is done with an upload: scans are opened, predicted, reported, and their files written."""
+"""Work on an upload: scans are opened, predicted, reported, and their files written."""
 
 from __future__ import annotations
 

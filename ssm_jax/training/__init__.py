@@ -1,1 +1,1 @@
-"""Training: state, optimiser, the two steps, and the loop around them."""
+"""Training: state, optimizer, the two steps, and the loop around them."""

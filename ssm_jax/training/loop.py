@@ -291,7 +291,7 @@ class _Run:
 
 @dataclasses.dataclass(frozen=True)
 class _Iteration:
-    """What one iteration reported, on the device still; nothing for a step that it left out."""
+    """The metrics of one iteration, on the device still; empty for a step that it left out."""
 
     step: int
     seg_metrics: Mapping[str, jax.Array]

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Resumed:
-    """What a run goes on from.
+    """The point that a run goes on from.
 
     Attributes:
       state: on the first device.

@@ -15,8 +15,8 @@ from ssm_jax.data.sources import ClassificationExample, SegmentationExample
 from tests.helpers.data_tools import lesion_mask, noise, seg_folder, small_config
 
 MOVES = Augmentation(flip=0.5, scale=0.3, shift=0.1, rotate=20, crop=0.2)
-GREY = Augmentation(gain=0.3, offset=0.1, gamma=0.4, noise=0.05, blur=1.5, clahe=0.5)
-ALL = Augmentation(**{k: max(v, getattr(GREY, k)) for k, v in dataclasses.asdict(MOVES).items()})
+GRAY = Augmentation(gain=0.3, offset=0.1, gamma=0.4, noise=0.05, blur=1.5, clahe=0.5)
+ALL = Augmentation(**{k: max(v, getattr(GRAY, k)) for k, v in dataclasses.asdict(MOVES).items()})
 FIELDS = [field.name for field in dataclasses.fields(Augmentation)]
 
 
@@ -109,7 +109,7 @@ def test_objects_follow_their_pixels():
     for seed in range(40):
         new = augment.segmentation(MOVES, np.random.default_rng(seed), example, min_area)
         rng = np.random.default_rng(seed)
-        augment.change_grey(MOVES, rng, example.image)
+        augment.change_gray(MOVES, rng, example.image)
         matrix = augment.draw_warp(MOVES, rng, 96, 96)
         moved = augment.warp(example.instances, matrix, cv2.INTER_NEAREST)
         kept = [k for k in range(4) if (moved == k + 1).sum() > least]
@@ -126,9 +126,9 @@ def test_objects_follow_their_pixels():
     assert min(counts) < 4 and max(counts) >= 3, "objects stay, and objects go"
 
 
-def test_grey_changes_move_nothing():
+def test_gray_changes_move_nothing():
     example = segmentation_example()
-    new = augment.segmentation(GREY, np.random.default_rng(1), example, 0)
+    new = augment.segmentation(GRAY, np.random.default_rng(1), example, 0)
     assert new.instances is example.instances and new.boxes is example.boxes
     assert new.image.shape == (96, 96, 1) and new.image.dtype == np.uint8
     assert (new.image != example.image).mean() > 0.5
@@ -136,32 +136,32 @@ def test_grey_changes_move_nothing():
 
 @pytest.mark.parametrize("shape", [(96, 96, 1), (64, 80, 3)])
 @pytest.mark.parametrize("field", ["gain", "offset", "gamma", "noise", "blur", "clahe"])
-def test_every_grey_change_does_something_and_only_if_asked(field, shape):
+def test_every_gray_change_does_something_and_only_if_asked(field, shape):
     image = noise(0, *shape) // 2 + 60
     rng = np.random.default_rng(0)
-    np.testing.assert_array_equal(augment.change_grey(Augmentation(), rng, image), image)
-    new = augment.change_grey(Augmentation(**{field: 1}), rng, image)
+    np.testing.assert_array_equal(augment.change_gray(Augmentation(), rng, image), image)
+    new = augment.change_gray(Augmentation(**{field: 1}), rng, image)
     assert new.dtype == np.uint8 and new.shape == shape and (new != image).any()
 
 
-def test_the_grey_table():
+def test_the_gray_table():
     """Ranges of a single change at a time."""
     rng = np.random.default_rng(0)
-    grey = np.arange(256) / 255
+    gray = np.arange(256) / 255
     for _ in range(50):
-        offset = augment.grey_table(Augmentation(offset=0.2), rng) / 255 - grey
+        offset = augment.gray_table(Augmentation(offset=0.2), rng) / 255 - gray
         assert abs(offset[128]) < 0.203 and np.ptp(offset[80:170]) < 0.01
-        gain = augment.grey_table(Augmentation(gain=0.5), rng) / 255
-        slope = (gain[140] - gain[115]) / (grey[140] - grey[115])
-        assert 0.6 < slope < 1.55 and abs(gain[128] - grey[128]) < 0.01
-        gamma = augment.grey_table(Augmentation(gamma=1), rng) / 255
+        gain = augment.gray_table(Augmentation(gain=0.5), rng) / 255
+        slope = (gain[140] - gain[115]) / (gray[140] - gray[115])
+        assert 0.6 < slope < 1.55 and abs(gain[128] - gray[128]) < 0.01
+        gamma = augment.gray_table(Augmentation(gamma=1), rng) / 255
         assert 0.5**2 - 0.01 < gamma[128] < 0.5**0.5 + 0.01 and gamma[[0, 255]].tolist() == [0, 1]
 
 
 def test_noise_is_as_strong_as_drawn():
     image = np.full((200, 200, 1), 128, np.uint8)
     deviations = [
-        augment.change_grey(Augmentation(noise=0.1), np.random.default_rng(k), image).std() / 255
+        augment.change_gray(Augmentation(noise=0.1), np.random.default_rng(k), image).std() / 255
         for k in range(30)
     ]
     assert max(deviations) < 0.102 and max(deviations) > 0.08 and min(deviations) < 0.02

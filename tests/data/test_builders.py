@@ -181,16 +181,16 @@ def test_pictures_are_bit_equal_to_pil(tmp_path, suffix, channels):
 
 
 def test_unusual_encodings(tmp_path):
-    """Palette, alpha, bilevel and grey-as-RGB slices come in the set's channels."""
+    """Palette, alpha, bilevel and gray-as-RGB slices come in the set's channels."""
     folder = seg_folder(tmp_path / "seg", ((64, 64),) * 5)
-    grey = noise(3, 64, 64)
+    gray = noise(3, 64, 64)
     imgs, masks = folder / "train" / "imgs", folder / "train" / "masks"
-    save(imgs / "a_1.png", np.repeat(grey[..., None], 3, 2))
-    palette = Image.fromarray(grey).convert("P")
+    save(imgs / "a_1.png", np.repeat(gray[..., None], 3, 2))
+    palette = Image.fromarray(gray).convert("P")
     palette.putpalette([v for k in range(256) for v in (k, k, k)])
     palette.save(imgs / "a_2.png")
-    Image.fromarray(grey).convert("LA").save(imgs / "a_3.png")
-    Image.fromarray(grey).convert("1").save(imgs / "a_4.png")
+    Image.fromarray(gray).convert("LA").save(imgs / "a_3.png")
+    Image.fromarray(gray).convert("1").save(imgs / "a_4.png")
     save(masks / "a_1.png", lesion_mask(64, 64).astype(np.uint16))
     indexed = Image.fromarray(lesion_mask(64, 64))
     indexed.putpalette([0, 0, 0, 90, 90, 90, 255, 0, 0, 0, 255, 0])
@@ -198,7 +198,7 @@ def test_unusual_encodings(tmp_path):
     builder = prepared(CtLesionSeg, CtLesionSeg.config_of(str(folder)), str(tmp_path / "cache"))
     source = SegmentationSource({"": builder}, "train", 256)
     for i in (1, 2, 3):
-        np.testing.assert_array_equal(source[i].image[..., 0], grey)
+        np.testing.assert_array_equal(source[i].image[..., 0], gray)
     bilevel = np.asarray(Image.open(imgs / "a_4.png").convert("L"))
     np.testing.assert_array_equal(source[4].image[..., 0], bilevel)
     assert source.object_counts.tolist() == [1] * 5

@@ -53,7 +53,7 @@ SEG_DEFECTS = {
     ),
     "color": (
         lambda f: save(f / "train/imgs/a_1.png", noise(0, 64, 64, 3)),
-        r"train/a_1.png \(is colored where the set is grey; save all",
+        r"train/a_1.png \(is colored where the set is gray; save all",
     ),
     "empty": (
         lambda f: [p.unlink() for p in (f / "test/imgs").iterdir()],

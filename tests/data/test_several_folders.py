@@ -158,10 +158,10 @@ def test_a_folder_without_slices_of_the_classes_can_not_have_a_weight(folders, t
         opened(both, model__image_classes=2, data__cls_weights="1,1")
 
 
-def test_grey_and_colored_folders_do_not_mix(folders, tmp_path):
+def test_gray_and_colored_folders_do_not_mix(folders, tmp_path):
     root, seg, cls = folders
     colored = seg_folder(tmp_path / "colored", channels=3)
-    with pytest.raises(DataError, match=r"not all grey or all colored: .*colored \(colored\)"):
+    with pytest.raises(DataError, match=r"not all gray or all colored: .*colored \(colored\)"):
         opened((root, (seg[0], colored), cls))
 
 

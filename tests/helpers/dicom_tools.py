@@ -13,7 +13,7 @@ from ssm_jax.predictor import Prediction, softmax
 
 SPACING = (2.5, 0.8, 0.7)  # between slices, rows and columns, millimeters
 ORIGIN = (-20.0, -30.0, -100.0)  # of the first pixel of the lowest slice, LPS millimeters
-BRIGHT = 200  # grey level above which the fake model sees a lesion
+BRIGHT = 200  # gray level above which the fake model sees a lesion
 
 
 def chest(slices=6, height=40, width=48):
@@ -153,8 +153,8 @@ class BrightSpots:
 
     def predict(self, image):
         """Of one slice."""
-        grey = image if image.ndim == 2 else image[..., 0]
-        mask = grey > BRIGHT
+        gray = image if image.ndim == 2 else image[..., 0]
+        mask = gray > BRIGHT
         found = int(mask.any())
         logits = np.array([0, 0, 100 * mask.mean()], np.float32)
         return Prediction(

@@ -100,8 +100,8 @@ def ictcf(root: pathlib.Path, renamed: bool = False) -> dict:
         for k, name in enumerate(listed):
             published = name.partition("_")[2]
             path = f"{name}.jpg" if renamed else f"{published[:3]}/{published}.jpg"
-            grey = noise(7 * len(split) + k, SIZE, SIZE)
-            save(root / path, np.repeat(grey[..., None], 3, 2))
+            gray = noise(7 * len(split) + k, SIZE, SIZE)
+            save(root / path, np.repeat(gray[..., None], 3, 2))
     lists = {
         f"{split}_list": write_list(root / f"{split}_ictcf.txt", *(f"{n}.jpg" for n in listed))
         for split, listed in names.items()

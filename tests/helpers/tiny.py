@@ -40,7 +40,7 @@ def shrunk(config, data_dir: str = ""):
 
 
 def random_variables(model_config, seed=0):
-    """Variables of a plausible scale, without the compilation that an initialisation takes."""
+    """Variables of a plausible scale, without the compilation that an initialization takes."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda key: init_variables(model_config, key), jax.random.key(0))
 

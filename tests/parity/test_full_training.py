@@ -43,14 +43,14 @@ LEARNING_RATE, SLOW_LEARNING_RATE, WEIGHT_DECAY = 1e-4, 1e-6, 1e-3
 SAMPLES = 200  # of the numbers of a parameter, in the recording of the slow run
 
 
-def read_grey(path):
+def read_gray(path):
     with Image.open(path) as image:
         return np.asarray(image.convert("L"))
 
 
 def segmentation_batch(name):
     folder = DATA / "ct_lesion_seg" / "train"
-    image = read_grey(folder / "imgs" / name)
+    image = read_gray(folder / "imgs" / name)
     mask = np.asarray(Image.open(folder / "masks" / name.replace(".jpg", ".png")))
     components, count = ndimage.label(mask >= 2, structure=np.ones((3, 3)))
     instances = np.zeros((512, 512), np.uint8)
@@ -73,7 +73,7 @@ def segmentation_batch(name):
 
 
 def classification_batch(name):
-    image = read_grey(DATA / "ct_classes" / "train" / name)
+    image = read_gray(DATA / "ct_classes" / "train" / name)
     return {
         "image": jnp.asarray(image)[None, ..., None],
         "image_size": jnp.asarray([[512, 512]]),

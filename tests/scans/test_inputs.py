@@ -94,10 +94,10 @@ def test_a_volume_beyond_the_limit_is_refused_unread(tmp_path):
 
 
 def test_pictures_of_all_depths(tmp_path):
-    grey = windowed(HU[0])
+    gray = windowed(HU[0])
     stored = HU[0] + 1024
-    Image.fromarray(grey).save(tmp_path / "1_grey.png")
-    Image.fromarray(np.dstack([grey] * 3)).save(tmp_path / "2_color.tif")
+    Image.fromarray(gray).save(tmp_path / "1_gray.png")
+    Image.fromarray(np.dstack([gray] * 3)).save(tmp_path / "2_color.tif")
     Image.fromarray(stored.astype(np.uint16)).save(tmp_path / "3_twelve.png")
     Image.fromarray((stored * 16).astype(np.uint16)).save(tmp_path / "4_sixteen.png")
     Image.fromarray(HU[0].astype(np.int32)).save(tmp_path / "5_units.tif")
@@ -105,15 +105,15 @@ def test_pictures_of_all_depths(tmp_path):
     pages[0].save(tmp_path / "6_pages.tiff", save_all=True, append_images=pages[1:])
     (scan,) = open_scans([str(tmp_path)])
     slices = [slice_.read() for slice_ in scan.slices]
-    np.testing.assert_array_equal(slices[0], grey)
-    np.testing.assert_array_equal(slices[1], np.dstack([grey] * 3))
+    np.testing.assert_array_equal(slices[0], gray)
+    np.testing.assert_array_equal(slices[1], np.dstack([gray] * 3))
     np.testing.assert_array_equal(slices[2], np.rint(stored / 4095 * 255))
     np.testing.assert_array_equal(slices[3], np.rint(stored * 16 / 65535 * 255))
-    np.testing.assert_array_equal(slices[4], grey)
+    np.testing.assert_array_equal(slices[4], gray)
     np.testing.assert_array_equal(slices[5:], windowed(HU[:3]))
     assert "3 of 8 pictures have more than 8 bits" in scan.warnings[0]
     (hu,) = open_scans([str(tmp_path / "3_twelve.png")], InputOptions(rescale=(1, -1024)))
-    np.testing.assert_array_equal(hu.slices[0].read(), grey)
+    np.testing.assert_array_equal(hu.slices[0].read(), gray)
 
 
 def test_a_damaged_picture_stops_no_other(tmp_path):
@@ -224,8 +224,8 @@ def test_many_members_or_much_together_are_refused(tmp_path):
 
 
 def test_a_window_by_hand():
-    grey = apply_window(np.array([-2000, -1350, -975, -600, 150, 3000, np.nan]), -600, 1500)
-    np.testing.assert_array_equal(grey, [0, 0, 64, 128, 255, 255, 0])
+    gray = apply_window(np.array([-2000, -1350, -975, -600, 150, 3000, np.nan]), -600, 1500)
+    np.testing.assert_array_equal(gray, [0, 0, 64, 128, 255, 255, 0])
 
 
 def test_a_range_of_one_value_is_black():

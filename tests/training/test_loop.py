@@ -359,7 +359,7 @@ def test_another_configuration_is_refused(fake, data_dir, tmp_path):
     assert train(same, tmp_path)["step"] == 2
     (tmp_path / "config.json").write_text(json.dumps(stored))
     same.train.copy_ema = 0.5
-    with pytest.raises(WorkdirError, match="train.copy_ema: 0.99 -> 0.5"):
+    with pytest.raises(WorkdirError, match=r"train\.copy_ema: 0\.99 -> 0\.5"):
         train(same, tmp_path)
 
 

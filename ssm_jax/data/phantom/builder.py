@@ -54,7 +54,7 @@ class CtPhantom(IndexedBuilder):
 
     @property
     def channels(self) -> int:
-        """Phantoms are grey."""
+        """Phantoms are gray."""
         return 1
 
     def split_sizes(self):

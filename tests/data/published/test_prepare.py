@@ -331,11 +331,11 @@ def test_linked_folders_are_followed_and_loops_are_not(tmp_path):
 
 
 def test_colored_slices(tmp_path):
-    """A grey set refuses them as its builder would; a set of colored ones is fine."""
+    """A gray set refuses them as its builder would; a set of colored ones is fine."""
     flags = trees.ct_classes(tmp_path / "src")
     save(tmp_path / "src/2_96_1328_0032.png", noise(5, 48, 48, 3))
     report = run(tmp_path, **flags).report
-    assert "colored where the set is grey" in items(report, "unreadable")[0]
+    assert "colored where the set is gray" in items(report, "unreadable")[0]
     for k, name in enumerate([*trees.FLAT["train"], *trees.FLAT["test"]]):
         save(tmp_path / "src" / f"{name}.png", noise(k, 48, 48, 3))
     assert run(tmp_path, **flags).report["errors"] == {}
