@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ssm_jax.interop import torch_pickle, torch_tar
-from ssm_jax.interop.torch_pickle import AGAIN, Refused, is_name, shown
+from ssm_jax.interop.torch_pickle import AGAIN, Refused, first_line, is_name, shown
 from ssm_jax.interop.torch_tensors import (
     Tensors,
     dtype_of,
@@ -80,8 +80,7 @@ def _read(file: io.BufferedReader, max_bytes: int) -> Any:
         raise
     # A damaged archive makes the readers of zip and tar raise almost anything.
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise Refused(f"it is damaged or cut off ({reason}); {AGAIN}") from error
+        raise Refused(f"it is damaged or cut off ({first_line(error)}); {AGAIN}") from error
 
 
 def check_archive(archive: zipfile.ZipFile, max_bytes: int) -> None:

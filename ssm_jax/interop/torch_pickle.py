@@ -35,6 +35,11 @@ def damaged(what: str) -> Refused:
     return Refused(f"its pickle is damaged: {what}; {AGAIN}")
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error of a library, cut to 200 characters."""
+    return (str(error) or type(error).__name__).splitlines()[0][:200]
+
+
 class Record:
     """Stands for an object or for the result of a call: inert, whatever its name.
 
@@ -145,7 +150,7 @@ class Reader:
             raise
         # The unpickler raises almost anything.
         except Exception as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0][:100]
+            reason = first_line(error)[:100]
             raise Refused(f"its pickle is damaged or cut off ({reason}); {AGAIN}") from error
         _check_depth(value)
         stream.seek(start + length)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ssm_jax.interop import torch_file, torch_tar
-from ssm_jax.interop.torch_pickle import Dict, Record, shown
+from ssm_jax.interop.torch_pickle import AGAIN, Dict, Record, Refused, first_line, shown
 
 SUFFIXES = (".npz", ".pth", ".pt")
 MAX_NAME = 200  # characters; names are shown
@@ -70,8 +70,11 @@ def _read_npz(path: str | os.PathLike, max_bytes: int) -> dict[str, np.ndarray]:
             return dict(arrays)
     # A damaged archive makes zipfile and NumPy raise almost anything.
     except Exception as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise ValueError(f"{path} cannot be read as an .npz file of arrays: {reason}") from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        remedy = "" if isinstance(error, Refused | OSError) else f"; {AGAIN}"
+        raise ValueError(
+            f"{path} cannot be read as an .npz file of arrays: {reason}{remedy}"
+        ) from error
 
 
 def _weights(loaded: Any) -> Weights:
