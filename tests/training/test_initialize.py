@@ -104,7 +104,7 @@ def test_a_checkpoint_of_another_model_is_one_error(stage_1):
         "model.backbone is 'resnet18' there and 'resnet34' here",
         "model.blocks is 2 there and 3 here",
         "model.anchor_ratios is (0.5, 1.0) there and (0.5, 2.0) here",
-        "configs/pretrain.py:r34_3",
+        "pretrain:r34_3",
     ):
         assert line in text
     assert "num_classes" not in text
