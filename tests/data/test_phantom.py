@@ -18,7 +18,7 @@ from ssm_jax.data.objects import lesion_objects
 from ssm_jax.data.phantom import drawing
 from ssm_jax.data.phantom.anatomy import make_anatomy
 from ssm_jax.data.phantom.slices import phantom_slice, set_slice, slice_label
-from tests.helpers.programs import ROOT
+from tests.helpers.programs import ROOT, with_usual_signals
 
 SIZE = 128
 COUNT = 40
@@ -192,6 +192,7 @@ def started(tmp_path, how, by):
         text=True,
         check=False,
         timeout=60,
+        preexec_fn=with_usual_signals,
     )
     first, workers, *rest = done.stdout.splitlines()
     assert first.startswith("started") and workers.split()

@@ -94,6 +94,7 @@ def test_files_that_pages_name_exist():
     assert named and [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quickly_compiled")
 def test_the_notebook_runs():
     cells = json.loads((ROOT / "docs" / "first_steps.ipynb").read_text(encoding="utf-8"))["cells"]

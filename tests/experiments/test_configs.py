@@ -105,17 +105,9 @@ def test_scratch_r18_is_the_papers_recipe():
     assert config.data.phantom.cls_train == 3000
 
 
-# The rest trains in slow tests; systems with one branch train in test_stages too.
-FAST = {("ssm2", "r18_2")}
-
-
-@pytest.mark.parametrize(
-    ("name", "variant"),
-    [
-        pytest.param(*system, marks=() if system in FAST else pytest.mark.slow)
-        for system in [*EVERY, ("demo", None)]
-    ],
-)
+# Systems with one branch and with two train in test_stages and test_loop too.
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "variant"), [*EVERY, ("demo", None)])
 def test_trains_one_step(name, variant, quickly_compiled):
     config = tiny.shrunk(load(name, *filter(None, [variant])))
     model = validate(config)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import pathlib
+import signal
 import subprocess
 import sys
 import unittest.mock
@@ -69,3 +70,9 @@ def _captured(function, arguments, *given):
                 print(code, file=err)
                 code = 1
     return subprocess.CompletedProcess(arguments, code or 0, out.getvalue(), err.getvalue())
+
+
+def with_usual_signals():
+    """Before a program starts: what runs in the background may have signals ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)

@@ -66,7 +66,8 @@ def exported(model, tmp_path_factory):
     return output
 
 
-@pytest.mark.parametrize("count", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [1, 3])
 def test_readme_script_gives_the_bits_of_predict(model, exported, tmp_path, count):
     images = np.random.default_rng(count).integers(0, 256, (count, SIZE, SIZE), np.uint8)
     files = [tmp_path / f"{index}.png" for index in range(count)]

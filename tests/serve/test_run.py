@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("uvicorn", reason="the extra ssm-jax[serve] is not installed")
 pytest.importorskip("python_multipart", reason="the extra ssm-jax[serve] is not installed")
 
-from tests.helpers.programs import ROOT
+from tests.helpers.programs import ROOT, with_usual_signals
 
 SERVER = """
 import contextlib, time
@@ -43,7 +43,8 @@ def started(folder):
     command = [sys.executable, "-c", SERVER]
     settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
     environment = {**os.environ, "TMPDIR": str(folder)}
-    with subprocess.Popen(command, env=environment, **settings) as process:
+    settings |= {"env": environment, "preexec_fn": with_usual_signals}
+    with subprocess.Popen(command, **settings) as process:
         try:
             yield process, int(re.search(r":(\d+) ", process.stdout.readline())[1])
         finally:

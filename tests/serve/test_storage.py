@@ -10,6 +10,7 @@ import time
 import pytest
 
 from ssm_jax.serve import storage
+from tests.helpers.programs import with_usual_signals
 
 HOLD = """
 import pathlib, sys, time
@@ -33,7 +34,8 @@ def holder(temporary):
     """A process that has a folder."""
     environment = {**os.environ, "TMPDIR": str(temporary)}
     command = [sys.executable, "-c", HOLD]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+    settings = {"stdout": subprocess.PIPE, "text": True, "env": environment}
+    with subprocess.Popen(command, preexec_fn=with_usual_signals, **settings) as process:
         try:
             yield process, process.stdout.readline().strip()
         finally:
