@@ -120,6 +120,7 @@ def test_rows_are_decoded_against_their_proposals():
     np.testing.assert_array_equal(read.rows, rows)
 
 
+@pytest.mark.slow
 def test_gray_rgb_and_float_slices_are_the_same(predictor):
     image = slice_of(64, 64)
     gray = predictor(image)

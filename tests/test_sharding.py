@@ -143,6 +143,7 @@ def test_only_the_first_process_tells_and_writes(run):
     assert [line["kind"] for line in lines] == ["train"] * 3 + ["evaluation"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_many_devices_goes_on_with_one(run):
     workdir, _ = run("many")
     arguments = training(workdir.parent / "data", workdir, "train.max_steps=4")
@@ -151,6 +152,7 @@ def test_a_checkpoint_of_many_devices_goes_on_with_one(run):
     assert [line["step"] for line in read_lines(workdir)][-2:] == [4, 4]
 
 
+@pytest.mark.slow
 def test_prediction_by_two_processes_of_two_devices_is_that_of_one(run, tmp_path):
     workdir, _ = run("one")
     rng = np.random.default_rng(0)

@@ -20,6 +20,7 @@ def entries_of(folder):
 
 
 @needs_reference
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weights", "slices"),
     [

@@ -202,7 +202,7 @@ def _predict_fn(config):
     return inference.make_predict_fn(config)
 
 
-@pytest.mark.parametrize("branches", [1, 2])
+@pytest.mark.parametrize("branches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_end_to_end(variant, recorded, branches):
     """Class logits, detections in order, and every pixel of the pasted masks."""
     config = config_of(recorded, variant, branches)

@@ -34,7 +34,9 @@ def arguments(config, part):
     }
 
 
-@pytest.mark.parametrize(("part", "dtype"), [("seg", "bfloat16"), ("cls", "float32")])
+@pytest.mark.parametrize(
+    ("part", "dtype"), [("seg", "bfloat16"), pytest.param("cls", "float32", marks=pytest.mark.slow)]
+)
 def test_steps_lower_for_accelerators(part, dtype):
     config = get_config()
     config.model.dtype = dtype
