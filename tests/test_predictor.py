@@ -130,6 +130,7 @@ def test_gray_rgb_and_float_slices_are_the_same(predictor):
     assert_equal(predictor((image.astype(np.float32) / 255)[..., None].repeat(3, 2)), gray)
 
 
+@pytest.mark.slow
 def test_a_batch_of_all_sizes_gives_what_each_slice_gives_alone(predictor):
     sizes = [(64, 64), (90, 41), (64, 64), (32, 32), (3, 500), (64, 64), (1, 1)]
     images = [slice_of(*size, seed) for seed, size in enumerate(sizes)]

@@ -97,6 +97,7 @@ def run(tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
@@ -134,6 +135,7 @@ def assert_same_way(start, one, many):
     assert np.dot(a, b) >= 0.9999 * np.linalg.norm(a) * np.linalg.norm(b) > 0
 
 
+@pytest.mark.slow
 def test_only_the_first_process_tells_and_writes(run):
     workdir, outputs = run("many")
     assert "training for 3 iterations" in outputs[0]

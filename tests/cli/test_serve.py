@@ -52,6 +52,7 @@ def worked_on(client, files):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_slice_gives_what_the_model_predicts(tmp_path):
     config = ModelConfig.from_mapping(get_config().model.to_dict())
     variables = random_variables(config)
