@@ -156,6 +156,7 @@ loop.train(get_config(data_dir), workdir)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_by_bit(uninterrupted, data_dir, tmp_path):
     workdir = tmp_path / "killed"
     for where, step in (("iteration", 3), ("evaluation", 4)):
