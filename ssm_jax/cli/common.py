@@ -141,28 +141,17 @@ def one_line_errors(*kinds: type[BaseException]) -> Iterator[None]:
         sys.exit(f"error: not enough memory: {str(error).splitlines()[0]}")
 
 
-class _Lines:
-    """A stream on which each state of a progress bar is a line of its own."""
-
-    def write(self, text: str) -> None:
-        """Writes a state; what only moves the cursor is left out."""
-        if text.strip():
-            sys.stderr.write(f"{text.strip()}\n")
-
-    def flush(self) -> None:
-        """Hands on."""
-        sys.stderr.flush()
-
-
 def slices_bar(total: int, hidden: bool) -> tqdm:
     """A progress bar of slices: in place on a terminal, elsewhere a line a minute."""
     from tqdm import tqdm
 
+    from ssm_jax.training.progress import PLAIN_SECONDS, Lines
+
     if sys.stderr.isatty():
         return tqdm(total=total, unit="slice", disable=hidden)
     line = "{percentage:.0f}% {n_fmt}/{total_fmt} slices, {remaining} left"
-    often = {"mininterval": 60, "miniters": 1, "delay": 60}
-    return tqdm(total=total, disable=hidden, file=_Lines(), bar_format=line, **often)
+    often = {"mininterval": PLAIN_SECONDS, "miniters": 1, "delay": PLAIN_SECONDS}
+    return tqdm(total=total, disable=hidden, file=Lines(sys.stderr), bar_format=line, **often)
 
 
 def require_absent(output: pathlib.Path) -> None:

@@ -84,20 +84,23 @@ class Progress:
             mininterval=TERMINAL_SECONDS if terminal else PLAIN_SECONDS,
             miniters=1,
             position=0,
-            file=self._stream if terminal else _Lines(self._stream),
+            file=self._stream if terminal else Lines(self._stream),
         )
 
 
-class _Lines:
+class Lines:
     """A file for tqdm that is no terminal: every state of the line is a line of its own."""
 
     def __init__(self, stream: TextIO):
+        """Takes the stream that receives the lines."""
         self._stream = stream
 
     def write(self, text: str) -> None:
+        """Writes a state; text that only moves the cursor is left out."""
         text = text.strip("\r\n ")
         if text:
             self._stream.write(text + "\n")
 
     def flush(self) -> None:
+        """Flushes the stream."""
         self._stream.flush()

@@ -1,8 +1,15 @@
-"""How numbers of the reference and ours are compared."""
+"""Recorded arrays as our stages take them, and how their results are compared."""
 
+import functools
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from ssm_jax.models import ssm
+from ssm_jax.models.roi_heads import BoxOutputs
+from ssm_jax.models.rpn import Proposals
 
 RECORDINGS = pathlib.Path(__file__).parent / "recordings"
 
@@ -38,3 +45,27 @@ def assert_same_ranking(
     for row in np.flatnonzero(np.abs(ours - theirs).max(axis=1) > tolerance):
         others = np.abs(their_scores - their_scores[row]) < near
         assert np.abs(theirs[others] - ours[row]).max(axis=1).min() <= tolerance, row
+
+
+@functools.cache
+def jitted(config, method):
+    """One stage of the model, compiled."""
+    return jax.jit(functools.partial(ssm.stage, config, method=method), static_argnames="train")
+
+
+def features_of(recorded):
+    """The recorded map as [1, h, w, 256]."""
+    return jnp.asarray(recorded["features"]).transpose(1, 2, 0)[None]
+
+
+def proposals_of(recorded):
+    """The recorded proposals, all of them valid."""
+    boxes, logits = (jnp.asarray(recorded[n])[None] for n in ("proposals", "proposal_logits"))
+    return Proposals(boxes, logits, jnp.ones(logits.shape, bool))
+
+
+def outputs_of(recorded, branch):
+    """The recorded outputs of a branch, "cls" or "seg"."""
+    logits = jnp.asarray(recorded[f"{branch}_branch_logits"])
+    deltas = jnp.asarray(recorded[f"{branch}_branch_deltas"]).reshape(-1, 2, 4)
+    return BoxOutputs(logits, deltas)

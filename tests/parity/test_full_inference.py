@@ -11,11 +11,18 @@ from pycocotools import mask as coco_mask
 from ssm_jax.config import ModelConfig
 from ssm_jax.interop import reference_names, torch_file
 from ssm_jax.models import inference, ssm
-from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS, BoxOutputs
-from ssm_jax.models.rpn import Proposals, propose
+from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS
+from ssm_jax.models.rpn import propose
 from ssm_jax.ops.masks import encode_masks
 from tests.helpers.shared import REFERENCE, needs_reference
-from tests.parity.comparing import assert_same_ranking, relative_error
+from tests.parity.comparing import (
+    assert_same_ranking,
+    features_of,
+    jitted,
+    outputs_of,
+    proposals_of,
+    relative_error,
+)
 
 pytestmark = [pytest.mark.slow, needs_reference]
 
@@ -54,20 +61,6 @@ def variables(config):
 @pytest.fixture(scope="module")
 def recorded(recording):
     return dict(np.load(REFERENCE / f"eval_{recording}.npz"))
-
-
-@functools.cache
-def jitted(config, method):
-    return jax.jit(functools.partial(ssm.stage, config, method=method), static_argnames="train")
-
-
-def features_of(recorded):
-    return jnp.asarray(recorded["features"]).transpose(1, 2, 0)[None]
-
-
-def proposals_of(recorded):
-    boxes, logits = (jnp.asarray(recorded[n])[None] for n in ("proposals", "proposal_logits"))
-    return Proposals(boxes, logits, jnp.ones(logits.shape, bool))
 
 
 def test_features(config, variables, recorded):
@@ -121,12 +114,6 @@ def test_box_branches(config, variables, recorded, branch):
 
 def thresholds_of(recorded):
     return float(recorded["score_threshold"]), float(recorded["nms_threshold"])
-
-
-def outputs_of(recorded, branch):
-    logits = jnp.asarray(recorded[f"{branch}_branch_logits"])
-    deltas = jnp.asarray(recorded[f"{branch}_branch_deltas"]).reshape(-1, 2, 4)
-    return BoxOutputs(logits, deltas)
 
 
 def test_roi_batch(config, recorded):

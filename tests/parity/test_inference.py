@@ -15,12 +15,20 @@ from pycocotools import mask as coco_mask
 from ssm_jax.config import VARIANTS, ModelConfig
 from ssm_jax.interop import reference_names
 from ssm_jax.models import inference, ssm
-from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS, BoxOutputs
-from ssm_jax.models.rpn import Proposals, propose
+from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS
+from ssm_jax.models.rpn import propose
 from ssm_jax.ops.masks import encode_masks
 from ssm_jax.predictor import Predictor
 from tests.parity import seeded
-from tests.parity.comparing import recording, relative_error, samples
+from tests.parity.comparing import (
+    features_of,
+    jitted,
+    outputs_of,
+    proposals_of,
+    recording,
+    relative_error,
+    samples,
+)
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -83,27 +91,7 @@ def sizes_of(recorded):
 
 def run(config, method, variables, **inputs):
     """One stage of the model."""
-    return _jitted(config, method)(variables, **inputs)
-
-
-@functools.cache
-def _jitted(config, method):
-    return jax.jit(functools.partial(ssm.stage, config, method=method), static_argnames="train")
-
-
-def features_of(recorded):
-    return jnp.asarray(recorded["features"]).transpose(1, 2, 0)[None]
-
-
-def proposals_of(recorded):
-    boxes, logits = (jnp.asarray(recorded[n])[None] for n in ("proposals", "proposal_logits"))
-    return Proposals(boxes, logits, jnp.ones(logits.shape, bool))
-
-
-def outputs_of(recorded, branch):
-    logits = jnp.asarray(recorded[f"{branch}_branch_logits"])
-    deltas = jnp.asarray(recorded[f"{branch}_branch_deltas"]).reshape(-1, 2, 4)
-    return BoxOutputs(logits, deltas)
+    return jitted(config, method)(variables, **inputs)
 
 
 def test_the_seed_makes_the_weights_of_the_recording(config, recorded):
