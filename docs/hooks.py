@@ -8,7 +8,12 @@ from ssm_jax import config
 
 MARK = "<!-- config reference -->"
 # Sections by the names of variables in the source.
-SECTIONS = {"evaluation": "eval", "phantom": "data.phantom", "augment": "data.augment"}
+SECTIONS = {
+    "evaluation": "eval",
+    "named": "classes",
+    "phantom": "data.phantom",
+    "augment": "data.augment",
+}
 FIELD = re.compile(r"^    (?P<name>[a-z]\w*)(?:: [^=]+)? = (?P<value>.*?)(?:  # (?P<comment>.*))?$")
 
 
@@ -25,7 +30,7 @@ def comments(lines):
 def reference():
     """One Markdown table a section: field, default, meaning."""
     model = comments(inspect.getsource(config.ModelConfig).splitlines())
-    source = inspect.getsource(config.default_config)
+    source = inspect.getsource(config.default_config) + inspect.getsource(config.data_section)
     others = {}
     pattern = r"^    (?:config\.)?((?:\w+\.)?\w+) = .*?  # (.*)$"
     for name, comment in re.findall(pattern, source, re.MULTILINE):

@@ -1,62 +1,127 @@
-"""The names and numbers of image classes, lesion classes and mask values, once."""
+"""The paper's classes, and what old configurations and checkpoints without names mean by theirs.
+
+`PAPER` is what this project's own configurations train; `PAPER_DATA` tells apart all that the
+paper's files and masks do.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-NORMAL, CP, COVID = 0, 1, 2  # image classes, as the numbers that file names start with
-SHORT_NAMES = ("normal", "cp", "covid")  # by number: in metric names, files and options
-LONG_NAMES = ("Normal", "Common pneumonia", "COVID-19")
-NUMBERED_CLASSES = "0 (normal), 1 (common pneumonia), 2 (COVID-19)"
+from ssm_jax.class_set import (
+    ClassSet,
+    Code,
+    ImageClass,
+    LesionClass,
+    background_values,
+    image_classes,
+    lesion_classes,
+)
 
-# Image classes of a model -> their numbers in file names. A model of segmentation alone has none;
-# one of two classes tells COVID-19 from control.
-FILE_CLASSES = {0: (), 2: (NORMAL, COVID), 3: (NORMAL, CP, COVID)}
-
+NORMAL, CP, COVID = 0, 1, 2
 BACKGROUND, LUNG, GROUND_GLASS, CONSOLIDATION = 0, 1, 2, 3  # values of masks
 LESION_VALUES = (GROUND_GLASS, CONSOLIDATION)
-NUMBERED_VALUES = "0 background, 1 lung, 2 ground glass, 3 consolidation"
+LESION_CODE = Code("SCT", "52988006", "Lesion")
+
+_IMAGE = (
+    ImageClass("normal", "Normal", NORMAL),
+    ImageClass("cp", "Common pneumonia", CP),
+    ImageClass("covid", "COVID-19", COVID),
+)
+_LESION = LesionClass("lesion", "lesion", LESION_VALUES, code=LESION_CODE)
+_GROUND_GLASS = LesionClass("ground_glass", "ground glass", (GROUND_GLASS,), code=LESION_CODE)
+_CONSOLIDATION = LesionClass("consolidation", "consolidation", (CONSOLIDATION,), code=LESION_CODE)
+_OTHER = (("background", BACKGROUND), ("lung", LUNG))
+
+# Image classes of a model -> numbers. A model of segmentation alone has none; one of two classes
+# tells COVID-19 from control.
+FILE_CLASSES = {0: (), 2: (NORMAL, COVID), 3: (NORMAL, CP, COVID)}
+# config.data.mask_type -> the lesion classes that it makes of the paper's masks, and the rest.
+MASK_TYPES = {
+    "merge": ((_LESION,), _OTHER),
+    "both": ((_GROUND_GLASS, _CONSOLIDATION), _OTHER),
+    "ggo": ((_GROUND_GLASS,), (*_OTHER, ("consolidation", CONSOLIDATION))),
+}
+
+
+def paper(image_classes: int = 3, mask_type: str = "merge") -> ClassSet:
+    """The paper's classes.
+
+    Args:
+      image_classes: a key of `FILE_CLASSES`.
+      mask_type: a key of `MASK_TYPES`.
+    """
+    chosen = tuple(_IMAGE[number] for number in FILE_CLASSES[image_classes])
+    return ClassSet(chosen, *MASK_TYPES[mask_type])
+
+
+PAPER = paper()
+PAPER_DATA = paper(mask_type="both")
+
+
+def unnamed(image_count: int, lesion_count: int) -> ClassSet:
+    """The classes of a model that came without names: the paper's where they can be, or numbers.
+
+    Args:
+      image_count: how many.
+      lesion_count: how many.
+    """
+    images = tuple(ImageClass(f"class_{k}", f"class {k}", k) for k in range(image_count))
+    if image_count in FILE_CLASSES:
+        images = paper(image_count).image
+    mask_type = {1: "merge", 2: "both"}.get(lesion_count)
+    if mask_type:
+        return ClassSet(images, *MASK_TYPES[mask_type])
+    numbers = range(1, lesion_count + 1)
+    return ClassSet(images, tuple(LesionClass(f"lesion_{k}", f"lesion {k}", (k,)) for k in numbers))
+
+
+def of_run(run: Mapping[str, Any]) -> ClassSet:
+    """The classes of a run's configuration, nested mappings.
+
+    Args:
+      run: where its section `classes` names none, as in old ones, they are the paper's by the
+        numbers of classes in the section `model`.
+
+    Raises:
+      ValueError: unusable ones.
+    """
+    named, model = run.get("classes") or {}, run["model"]
+    image, lesion = (named.get(part, ()) for part in ("image", "lesion"))
+    images = image_classes(image) if image and model["image_classes"] else ()
+    if not image:
+        images = unnamed(model["image_classes"], 1).image
+    if not lesion:
+        return ClassSet(images, *MASK_TYPES[run["data"]["mask_type"]])
+    background = background_values(named.get("background", ()))
+    return ClassSet(images, lesion_classes(lesion), background)
+
+
+# What names classes by number still.
+
+SHORT_NAMES = PAPER.names
+LONG_NAMES = PAPER.titles
+NUMBERED_CLASSES = PAPER.numbered_classes()
+NUMBERED_VALUES = PAPER_DATA.numbered_values()
+LESION_CLASSES = {name: lesions for name, (lesions, _) in MASK_TYPES.items()}
 
 
 def short_names(image_classes: int) -> tuple[str, ...]:
     """Names of a model's image classes as they stand in metric names, by the model's number."""
-    return tuple(SHORT_NAMES[number] for number in FILE_CLASSES[image_classes])
+    return paper(image_classes).names
 
 
 def long_names(image_classes: int) -> tuple[str, ...]:
     """Names of a model's image classes for people, by the model's number."""
-    return tuple(LONG_NAMES[number] for number in FILE_CLASSES[image_classes])
+    return paper(image_classes).titles
 
 
 def class_number(text: str) -> int | None:
     """The image class that a text at the start of a file name is; None for anything else."""
-    return int(text) if text in map(str, FILE_CLASSES[3]) else None
-
-
-@dataclasses.dataclass(frozen=True)
-class LesionClass:
-    """A class of lesions.
-
-    Attributes:
-      name: for people and in COCO files.
-      values: of the masks.
-    """
-
-    name: str
-    values: tuple[int, ...]
-
-
-# The lesion classes 1, 2, ... of each mask type; what no class names is background.
-LESION_CLASSES = {
-    "merge": (LesionClass("lesion", LESION_VALUES),),
-    "both": (
-        LesionClass("ground glass", (GROUND_GLASS,)),
-        LesionClass("consolidation", (CONSOLIDATION,)),
-    ),
-    "ggo": (LesionClass("ground glass", (GROUND_GLASS,)),),
-}
+    return int(text) if text in map(str, PAPER.numbers) else None
 
 
 def lesion_names(mask_type: str) -> dict[int, str]:
     """Lesion class (from 1) -> name."""
-    return {k: lesion.name for k, lesion in enumerate(LESION_CLASSES[mask_type], 1)}
+    return paper(mask_type=mask_type).lesion_titles

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 
-from ssm_jax.classes import FILE_CLASSES, LESION_CLASSES
+from ssm_jax.class_set import ClassSet
+from ssm_jax.classes import MASK_TYPES, of_run
+from ssm_jax.possible import Possible, choice, either, lists, numbers, text, whole
 
 BACKBONES = ("resnet18", "resnet34")
 DTYPES = ("float32", "bfloat16")
@@ -31,85 +32,42 @@ VARIANTS = {
 }
 
 
-class Possible(NamedTuple):
-    """Values that a field can have: a test, and what it says."""
-
-    holds: Callable[[Any], bool]
-    text: str
-
-
-def _choice(*values: Any) -> Possible:
-    """A few values; 2.0 is not 2."""
-    return Possible(
-        lambda value: any(type(value) is type(v) and value == v for v in values),
-        ", ".join(map(repr, values)),
-    )
-
-
-def _whole(low: int, high: float = math.inf, multiple: int = 1) -> Possible:
-    kind = "whole numbers" if multiple == 1 else f"multiples of {multiple}"
-    end = "" if high == math.inf else f" to {high}"
-    return Possible(
-        lambda value: type(value) is int and low <= value <= high and value % multiple == 0,
-        f"{kind} from {low}{end}",
-    )
-
-
-def _numbers(low: float, high: float = math.inf, above: bool = False) -> Possible:
-    """Finite numbers; `above`: `low` is none of them."""
-
-    def holds(value: Any) -> bool:
-        is_number = type(value) in (int, float) and math.isfinite(value)
-        return is_number and low <= value <= high and not (above and value == low)
-
-    end = "" if high == math.inf else f" to {high:g}"
-    return Possible(holds, f"numbers {'above' if above else 'from'} {low:g}{end}")
-
-
-def _lists(possible: Possible) -> Possible:
-    return Possible(
-        lambda value: type(value) in (list, tuple) and value and all(map(possible.holds, value)),
-        f"lists of {possible.text}",
-    )
-
-
-def _text(signs: str, text: str, *others: str) -> Possible:
-    """Texts without some signs, and but for some."""
-    return Possible(lambda v: isinstance(v, str) and not {*v} & {*signs} and v not in others, text)
-
-
-SHARE, COUNT = _numbers(0, 1), _whole(0)
-PATH, NAME = _text("\0", "paths"), _text("/\\\0", "names of a subfolder", "", ".", "..")
+SHARE, COUNT = numbers(0, 1), whole(0)
+ENTRIES = Possible(lambda value: type(value) in (list, tuple), "lists, see ssm_jax.classes")
+PATH, NAME = text("\0", "paths"), text("/\\\0", "names of a subfolder", "", ".", "..")
 # What the fields of the model can be: those of a run's configuration, and those of a checkpoint's.
 MODEL_VALUES = {
-    "backbone": _choice(*BACKBONES),
-    "blocks": _choice(2, 3),
-    "branches": _choice(1, 2),
-    "num_classes": _whole(2, 256),
-    "image_classes": _choice(*FILE_CLASSES),
-    "image_size": _whole(32, 4096, multiple=32),
-    "max_size": _whole(32, 8192),
+    "backbone": choice(*BACKBONES),
+    "blocks": choice(2, 3),
+    "branches": choice(1, 2),
+    "num_classes": whole(2, 256),
+    "image_classes": either(choice(0), whole(2, 256)),
+    "image_size": whole(32, 4096, multiple=32),
+    "max_size": whole(32, 8192),
     "bn_momentum": SHARE,
-    "bn_statistics": _choice(*BN_STATISTICS),
-    "anchor_sizes": _lists(_numbers(0, 4096, above=True)),
-    "anchor_ratios": _lists(_numbers(0, 1000, above=True)),
-    "rpn_pre_nms": _whole(1, 1_000_000),
-    "rpn_post_nms": _whole(1, 1_000_000),
+    "bn_statistics": choice(*BN_STATISTICS),
+    "anchor_sizes": lists(numbers(0, 4096, above=True)),
+    "anchor_ratios": lists(numbers(0, 1000, above=True)),
+    "rpn_pre_nms": whole(1, 1_000_000),
+    "rpn_post_nms": whole(1, 1_000_000),
     "rpn_nms_threshold": SHARE,
-    "rpn_batch": _whole(1, 1_000_000),
+    "rpn_batch": whole(1, 1_000_000),
     "rpn_positives": COUNT,
-    "roi_batch": _whole(1, 1_000_000),
+    "roi_batch": whole(1, 1_000_000),
     "roi_positives": COUNT,
-    "selection_size": _whole(1, 100_000),
+    "selection_size": whole(1, 100_000),
     "selection_nms_threshold": SHARE,
-    "max_detections": _whole(1, 100_000),
-    "dtype": _choice(*DTYPES),
+    "max_detections": whole(1, 100_000),
+    "dtype": choice(*DTYPES),
 }
 # The same of the other fields of a run.
 RUN_VALUES = {
-    "seed": _whole(0, 2**32 - 1),
+    "seed": whole(0, 2**32 - 1),
     "init_from": PATH,
     "backbone.init": PATH,
+    "classes.image": ENTRIES,
+    "classes.lesion": ENTRIES,
+    "classes.background": ENTRIES,
     "data.seg_dir": PATH,
     "data.cls_dir": PATH,
     "data.seg_weights": PATH,
@@ -117,49 +75,49 @@ RUN_VALUES = {
     "data.data_dir": PATH,
     "data.train_split": NAME,
     "data.test_split": NAME,
-    "data.mask_type": _choice(*LESION_CLASSES),
+    "data.mask_type": choice(*MASK_TYPES),
     "data.min_area": COUNT,
-    "data.max_objects": _whole(0, 255),
-    "data.threads": _whole(1, 1024),
-    "data.prefetch": _whole(0, 100_000),
+    "data.max_objects": whole(0, 255),
+    "data.threads": whole(1, 1024),
+    "data.prefetch": whole(0, 100_000),
     "data.phantom.seed": COUNT,
-    "data.phantom.size": _whole(1, 4096),
-    "data.phantom.seg_train": _whole(1, 10_000_000),
-    "data.phantom.seg_test": _whole(1, 10_000_000),
-    "data.phantom.cls_train": _whole(1, 10_000_000),
-    "data.phantom.cls_test": _whole(1, 10_000_000),
+    "data.phantom.size": whole(1, 4096),
+    "data.phantom.seg_train": whole(1, 10_000_000),
+    "data.phantom.seg_test": whole(1, 10_000_000),
+    "data.phantom.cls_train": whole(1, 10_000_000),
+    "data.phantom.cls_test": whole(1, 10_000_000),
     **{
-        f"data.augment.{name}": _numbers(0)
+        f"data.augment.{name}": numbers(0)
         for name in ("scale", "shift", "rotate", "gain", "offset", "gamma", "noise", "blur")
     },
     "data.augment.flip": SHARE,
     "data.augment.clahe": SHARE,
-    "data.augment.crop": _numbers(0, 0.9),
-    "train.batch_size": _whole(1, 65_536),
-    "train.epochs": _whole(1),
+    "data.augment.crop": numbers(0, 0.9),
+    "train.batch_size": whole(1, 65_536),
+    "train.epochs": whole(1),
     "train.max_steps": COUNT,
-    "train.learning_rate": _numbers(0, above=True),
-    "train.module_s_learning_rate": _numbers(0),
-    "train.schedule": _choice(*SCHEDULES),
-    "train.end_learning_rate": _numbers(0),
+    "train.learning_rate": numbers(0, above=True),
+    "train.module_s_learning_rate": numbers(0),
+    "train.schedule": choice(*SCHEDULES),
+    "train.end_learning_rate": numbers(0),
     "train.warmup_steps": COUNT,
     "train.classification_from": COUNT,
-    "train.weight_decay": _numbers(0),
-    "train.pretrained": _choice(False, True),
-    "train.update_rule": _choice(*UPDATE_RULES),
-    "train.copy_rule": _choice(*COPY_RULES),
+    "train.weight_decay": numbers(0),
+    "train.pretrained": choice(False, True),
+    "train.update_rule": choice(*UPDATE_RULES),
+    "train.copy_rule": choice(*COPY_RULES),
     "train.copy_ema": SHARE,
     "eval.every_steps": COUNT,
     "eval.max_slices": COUNT,
-    "eval.batch_size": _whole(1, 65_536),
+    "eval.batch_size": whole(1, 65_536),
     "eval.score_threshold": SHARE,
     "eval.nms_threshold": SHARE,
     "eval.bn_slices": COUNT,
     "eval.overlays": COUNT,
     "checkpoint.every_steps": COUNT,
-    "checkpoint.keep_last": _whole(1),
+    "checkpoint.keep_last": whole(1),
     "checkpoint.best_metric": PATH,
-    "log.every_steps": _whole(1),
+    "log.every_steps": whole(1),
 }
 
 
@@ -182,7 +140,7 @@ class ModelConfig:
     blocks: int = 3  # residual stages kept: 2 (stride 8) or 3 (stride 16)
     branches: int = 2  # RoI branches: 1 (module S reads the segmentation branch) or 2
     num_classes: int = 2  # background and the lesion classes
-    image_classes: int = 3  # see ssm_jax.classes; 0: segmentation alone, without module S
+    image_classes: int = 3  # of whole slices; 0: segmentation alone, without module S
     image_size: int = 512  # length that the short side is resized to
     max_size: int = 1024  # upper bound of the long side
     bn_momentum: float = 0.1  # weight of the current batch in the running statistics
@@ -205,9 +163,9 @@ class ModelConfig:
         for name, possible in MODEL_VALUES.items():
             _check(getattr(self, name), possible, f"model.{name}")
         if not self.image_classes:
-            _check(self.branches, _choice(1), "model.branches", "without module S")
+            _check(self.branches, choice(1), "model.branches", "without module S")
         for name in ("rpn", "roi"):
-            most = _whole(0, getattr(self, f"{name}_batch"))
+            most = whole(0, getattr(self, f"{name}_batch"))
             field = f"{name}_positives"
             _check(getattr(self, field), most, f"model.{field}", f"of model.{name}_batch")
 
@@ -242,41 +200,12 @@ def default_config() -> ml_collections.ConfigDict:
     config.backbone = ml_collections.ConfigDict()
     config.backbone.init = "random"  # or a file with a torchvision ResNet's state dict
 
-    config.data = data = ml_collections.ConfigDict()
-    data.seg_dir = ""  # <seg_dir>/<split>/{imgs,masks}, or several: A,B; empty: the phantom
-    data.cls_dir = ""  # <cls_dir>/<split>/<class>_<patient>_<scan>_<slice>.png; the same
-    data.seg_weights = ""  # of several folders in training, as 1,2.5; empty: by numbers of slices
-    data.cls_weights = ""  # the same of classification slices
-    data.data_dir = "~/.cache/ssm_jax"  # where prepared data sets are kept
-    data.train_split = "train"  # subfolder with the training slices
-    data.test_split = "test"  # subfolder with the slices of the evaluation
-    data.mask_type = "merge"  # lesion classes: merge (one), both (ground glass, consolidation), ggo
-    data.min_area = 100  # pixels of a slice of 512 x 512 that a lesion exceeds, as the paper's
-    data.max_objects = 0  # objects a slice can hold; 0: what the training set needs
-    data.threads = 2  # decoding threads
-    data.prefetch = 8  # batches decoded ahead
+    config.classes = named = ml_collections.ConfigDict()  # empty: see docs/adapt.md
+    named.image = ()  # image classes; empty: those of the data, or else the paper's
+    named.lesion = ()  # lesion classes; empty: those of the data, or else the paper's
+    named.background = ()  # names and mask values that are no lesion, with classes.lesion
 
-    data.phantom = phantom = ml_collections.ConfigDict()
-    phantom.seed = 0  # of all phantoms
-    phantom.size = 512  # pixels of either side
-    phantom.seg_train = 650  # segmentation slices to train on
-    phantom.seg_test = 100  # segmentation slices to evaluate on
-    phantom.cls_train = 3000  # classification slices to train on
-    phantom.cls_test = 300  # classification slices to evaluate on
-
-    data.augment = augment = ml_collections.ConfigDict()  # random changes of training slices
-    augment.flip = 0.0  # probability of a mirror image
-    augment.scale = 0.0  # zoom by a factor from 1 / (1 + scale) to 1 + scale
-    augment.shift = 0.0  # at most this share of the sides
-    augment.rotate = 0.0  # at most so many degrees
-    augment.crop = 0.0  # at most this share of the sides is cut off, and the rest enlarged
-    augment.gain = 0.0  # contrast by a factor from 1 / (1 + gain) to 1 + gain
-    augment.offset = 0.0  # brightness by at most this share of white
-    augment.gamma = 0.0  # exponent of the gray values from 1 / (1 + gamma) to 1 + gamma
-    augment.noise = 0.0  # standard deviation of white noise, at most this share of white
-    augment.blur = 0.0  # standard deviation of a Gaussian blur, at most so many pixels
-    augment.clahe = 0.0  # probability of contrast-limited adaptive histogram equalization
-
+    config.data = data_section()
     config.train = train = ml_collections.ConfigDict()
     train.batch_size = 1  # pairs of slices an iteration, of all devices together
     train.epochs = 50  # passes over the classification slices, or the segmentation slices alone
@@ -312,6 +241,45 @@ def default_config() -> ml_collections.ConfigDict:
     return config
 
 
+def data_section() -> ml_collections.ConfigDict:
+    """The section `data` of the default configuration."""
+    data = ml_collections.ConfigDict()
+    data.seg_dir = ""  # <seg_dir>/<split>/{imgs,masks}, or several: A,B; empty: the phantom
+    data.cls_dir = ""  # <cls_dir>/<split>/<class>_<patient>_<scan>_<slice>.png; the same
+    data.seg_weights = ""  # of several folders in training, as 1,2.5; empty: by numbers of slices
+    data.cls_weights = ""  # the same of classification slices
+    data.data_dir = "~/.cache/ssm_jax"  # where prepared data sets are kept
+    data.train_split = "train"  # subfolder with the training slices
+    data.test_split = "test"  # subfolder with the slices of the evaluation
+    data.mask_type = "merge"  # lesion classes of the paper's masks: a key of classes.MASK_TYPES
+    data.min_area = 100  # pixels of a slice of 512 x 512 that a lesion exceeds, as the paper's
+    data.max_objects = 0  # objects a slice can hold; 0: what the training set needs
+    data.threads = 2  # decoding threads
+    data.prefetch = 8  # batches decoded ahead
+
+    data.phantom = phantom = ml_collections.ConfigDict()
+    phantom.seed = 0  # of all phantoms
+    phantom.size = 512  # pixels of either side
+    phantom.seg_train = 650  # segmentation slices to train on
+    phantom.seg_test = 100  # segmentation slices to evaluate on
+    phantom.cls_train = 3000  # classification slices to train on
+    phantom.cls_test = 300  # classification slices to evaluate on
+
+    data.augment = augment = ml_collections.ConfigDict()  # random changes of training slices
+    augment.flip = 0.0  # probability of a mirror image
+    augment.scale = 0.0  # zoom by a factor from 1 / (1 + scale) to 1 + scale
+    augment.shift = 0.0  # at most this share of the sides
+    augment.rotate = 0.0  # at most so many degrees
+    augment.crop = 0.0  # at most this share of the sides is cut off, and the rest enlarged
+    augment.gain = 0.0  # contrast by a factor from 1 / (1 + gain) to 1 + gain
+    augment.offset = 0.0  # brightness by at most this share of white
+    augment.gamma = 0.0  # exponent of the gray values from 1 / (1 + gamma) to 1 + gamma
+    augment.noise = 0.0  # standard deviation of white noise, at most this share of white
+    augment.blur = 0.0  # standard deviation of a Gaussian blur, at most so many pixels
+    augment.clahe = 0.0  # probability of contrast-limited adaptive histogram equalization
+    return data
+
+
 def paper_config(variant: str) -> ml_collections.ConfigDict:
     """`default_config()` with one of the backbones of the paper.
 
@@ -334,8 +302,35 @@ def variant_of(model: ModelConfig | ml_collections.ConfigDict) -> str:
     return next(name for name, kind in VARIANTS.items() if kind == (model.backbone, model.blocks))
 
 
-def validate(config: ml_collections.ConfigDict) -> ModelConfig:
-    """Checks all that can be checked before there are data; returns the model section.
+def class_set(config: ml_collections.ConfigDict) -> ClassSet:
+    """The classes that a configuration names, and the paper's (or numbers) in place of others.
+
+    Raises:
+      ValueError: classes that cannot be.
+    """
+    try:
+        return of_run(config)
+    except ValueError as error:
+        raise ValueError(f"config.classes: {error}") from error
+
+
+def with_classes(config: ml_collections.ConfigDict, classes: ClassSet) -> ml_collections.ConfigDict:
+    """A copy of a configuration that names all its classes, and whose model has as many.
+
+    Counts of the model that nobody changed follow the classes; `validate` refuses others.
+    """
+    config, usual = config.copy_and_resolve_references(), ModelConfig()
+    for name, entries in classes.to_json().items():
+        config.classes[name] = tuple(entries)
+    counts = {"image_classes": len(classes.image), "num_classes": len(classes.lesion) + 1}
+    for name, count in counts.items():
+        if config.model[name] == getattr(usual, name):
+            config.model[name] = count
+    return config
+
+
+def check_values(config: ml_collections.ConfigDict) -> ModelConfig:
+    """Checks every field by itself; returns the model section.
 
     Raises:
       ValueError: names the field, its value and what is possible.
@@ -344,19 +339,43 @@ def validate(config: ml_collections.ConfigDict) -> ModelConfig:
         *sections, field = name.split(".")
         section = functools.reduce(lambda part, key: part[key], sections, config)
         _check(section[field], possible, name)
-    train, model = config.train, ModelConfig.from_mapping(config.model.to_dict())
+    return ModelConfig.from_mapping(config.model.to_dict())
+
+
+def validate(config: ml_collections.ConfigDict) -> ModelConfig:
+    """Checks all that can be checked before there are data; returns the model section.
+
+    Raises:
+      ValueError: names the field, its value and what is possible.
+    """
+    model, train = check_values(config), config.train
     if train.max_steps and model.image_classes:
-        both = _whole(0, train.max_steps - 1)
+        both = whole(0, train.max_steps - 1)
         _check(train.classification_from, both, "train.classification_from", "below max_steps")
-    lesions = len(LESION_CLASSES[config.data.mask_type])
-    if model.num_classes != lesions + 1:
-        raise ValueError(
-            f"config.data.mask_type={config.data.mask_type!r} and config.model.num_classes="
-            f"{model.num_classes} do not fit: set the latter to {lesions + 1}, one for the "
-            f"background and {lesions} for lesions"
-        )
+    _check_counts(config, model)
     if config.init_from and config.backbone.init != "random":
         raise ValueError(
             "config.init_from and config.backbone.init both give a backbone; set one of them"
         )
     return model
+
+
+def _check_counts(config: ml_collections.ConfigDict, model: ModelConfig) -> None:
+    """Raises ValueError where the model has not as many classes as are named."""
+    classes, mask_type = class_set(config), config.data.mask_type
+    lesions, wanted = len(classes.lesion), model.num_classes
+    if lesions != wanted - 1:
+        of_paper = classes.lesion == MASK_TYPES[mask_type][0]
+        names = ", ".join(classes.lesion_names.values())
+        told = f"config.data.mask_type={mask_type!r}" if of_paper else f"lesion classes {names}"
+        raise ValueError(
+            f"{told} and config.model.num_classes={wanted} do not fit: set the latter to "
+            f"{lesions + 1}, one for the background and {lesions} for lesions"
+            + (", or name the classes in config.classes.lesion" if of_paper else "")
+        )
+    if len(classes.image) != model.image_classes:
+        raise ValueError(
+            f"config.model.image_classes={model.image_classes} and the image classes "
+            f"({', '.join(classes.names)}) do not fit: set the former to {len(classes.image)}, or "
+            "to 0 (with model.branches=1) for a model of lesions alone"
+        )

@@ -14,6 +14,7 @@ from ssm_jax.classes import FILE_CLASSES, LONG_NAMES
 from ssm_jax.data.augment import Augmentation
 from ssm_jax.data.builders import SPLITS, CtClasses, CtLesionSeg, IndexedBuilder
 from ssm_jax.data.cache import prepared
+from ssm_jax.data.class_files import folder_paths
 from ssm_jax.data.errors import DataError, name_files
 from ssm_jax.data.phantom.builder import CtPhantom
 from ssm_jax.data.phantom.slices import MIN_SIZE
@@ -117,16 +118,6 @@ def open_datasets(config: ml_collections.ConfigDict) -> Datasets:
         augmentation=Augmentation(**data.augment),
         descriptions=tuple(descriptions),
     )
-
-
-def folder_paths(folders: str) -> list[str]:
-    """The folders that config.data.seg_dir or cls_dir names, separated by commas.
-
-    A folder that is there and has a comma in its name is one.
-    """
-    if folders and pathlib.Path(folders).expanduser().is_dir():
-        return [folders]
-    return [path.strip() for path in folders.split(",") if path.strip()]
 
 
 def _folder_names(paths: Sequence[str]) -> list[str]:

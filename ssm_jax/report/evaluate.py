@@ -15,7 +15,7 @@ import numpy as np
 from ssm_jax.checkpoints import load_model
 from ssm_jax.config import ModelConfig, default_config
 from ssm_jax.data import DataError, open_datasets
-from ssm_jax.data.datasets import folder_paths
+from ssm_jax.data.class_files import folder_paths
 from ssm_jax.evaluation import coco, patients
 from ssm_jax.evaluation.evaluator import Evaluator
 from ssm_jax.evaluation.intervals import intervals

@@ -155,7 +155,7 @@ def test_trains_one_step(name, variant, quickly_compiled):
         ("train", "batch_size", 0),
         ("train", "classification_from", -1),
         ("data", "mask_type", "lung"),
-        ("model", "image_classes", 4),
+        ("model", "image_classes", 1),
         ("model", "num_classes", 1),
     ],
 )
