@@ -94,6 +94,7 @@ def segmentation(
         instances=instances,
         boxes=object_boxes(instances, len(kept)),
         labels=example.labels[kept],
+        lesion=warp(example.lesion, matrix, cv2.INTER_NEAREST),
     )
 
 

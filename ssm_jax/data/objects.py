@@ -89,6 +89,17 @@ def exceeds(areas: np.ndarray, min_area: int, height: int, width: int) -> np.nda
     return np.asarray(areas, np.int64) * REFERENCE_SIDE**2 > min_area * height * width
 
 
+def lesion_pixels(mask: np.ndarray, mask_type: str = "merge") -> np.ndarray:
+    """All pixels of lesions, however small: 1 there and 0 elsewhere, uint8 [H, W].
+
+    Args:
+      mask: uint8 [H, W], values 0 to 3.
+      mask_type: says which values are lesions, see `lesion_objects`.
+    """
+    values = [value for lesion in LESION_CLASSES[mask_type] for value in lesion.values]
+    return np.isin(mask, values).astype(np.uint8)
+
+
 def component_areas(mask: np.ndarray, values: Sequence[int] = LESION_VALUES) -> np.ndarray:
     """Areas in pixels of all components of some mask values, whatever their size.
 

@@ -12,7 +12,7 @@ from PIL import Image
 from ssm_jax.classes import FILE_CLASSES, LESION_CLASSES
 from ssm_jax.data import images
 from ssm_jax.data.builders import IndexedBuilder
-from ssm_jax.data.objects import AREA_FIELDS, exceeds, lesion_objects
+from ssm_jax.data.objects import AREA_FIELDS, exceeds, lesion_objects, lesion_pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,7 @@ class SegmentationExample:
       instances: uint8 [H, W], 0 background, k + 1 on object k.
       boxes: float32 [n, 4], XYXY.
       labels: int32 [n], lesion classes from 1.
+      lesion: uint8 [H, W], 1 on all lesions, those too small to be an object included.
       folder: name of the folder that it comes from; "" where there is one alone.
     """
 
@@ -33,6 +34,7 @@ class SegmentationExample:
     instances: np.ndarray
     boxes: np.ndarray
     labels: np.ndarray
+    lesion: np.ndarray
     folder: str = ""
 
 
@@ -156,7 +158,8 @@ class SegmentationSource(Source):
     def _example(self, index, record, image, folder):
         mask = images.decode_mask(record["mask"])
         objects = lesion_objects(mask, self.min_area, self.mask_type)
-        return SegmentationExample(self.files[index], image, *objects, folder)
+        lesion = lesion_pixels(mask, self.mask_type)
+        return SegmentationExample(self.files[index], image, *objects, lesion, folder)
 
 
 class ClassificationSource(Source):

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ssm_jax.evaluation import calibration, classification, coco, per_image_ap
+from ssm_jax.evaluation import calibration, classification, coco, infection, per_image_ap, roc
+from ssm_jax.evaluation.patients import clusters, segmentation_patient
 from ssm_jax.ops import rle as rle_lib
 
 if TYPE_CHECKING:
@@ -16,7 +17,10 @@ if TYPE_CHECKING:
     from ssm_jax.predictor import Prediction
 
 LESION_CLASSES = {1: "lesion"}
-SUMMARY = ("ap50", "ap", "coco_segm_AP50", "accuracy", "sensitivity_covid", "f1_weighted")
+SUMMARY = (
+    *("ap50", "ap", "coco_segm_AP50", "infection_dice"),
+    *("accuracy", "sensitivity_covid", "f1_weighted", "auc_covid"),
+)
 
 
 class Evaluator:
@@ -24,6 +28,7 @@ class Evaluator:
 
     Attributes:
       per_image: one float64 [10] a segmentation slice: its AP at IoU 0.50, 0.55, ..., 0.95.
+      pixels: one int64 [3] a segmentation slice, see `infection.cumulative_counts`.
       seg_files: the file names of these slices.
       recorder: truth and predictions in COCO format (`coco.CocoRecorder`).
       labels, predicted: true and predicted class of each classification slice.
@@ -51,6 +56,7 @@ class Evaluator:
         self.class_shares = class_shares
         self.recorder = coco.CocoRecorder(lesion_classes or LESION_CLASSES)
         self.per_image: list[np.ndarray] = []
+        self.pixels: list[np.ndarray] = []
         self.seg_files: list[str] = []
         self.labels: list[int] = []
         self.predicted: list[int] = []
@@ -68,6 +74,7 @@ class Evaluator:
         truth_labels: np.ndarray | None = None,
         file_name: str = "",
         folder: str = "",
+        truth_lesion: np.ndarray | None = None,
     ) -> np.ndarray:
         """Adds the detections in one slice.
 
@@ -78,6 +85,8 @@ class Evaluator:
           truth_labels: int [M], lesion classes; default all 1.
           file_name: kept with the figures.
           folder: has figures of its own; "": none.
+          truth_lesion: [H, W], not 0 on all lesions, those too small to be an object included;
+            None: the objects alone.
 
         Returns:
           float64 [10]: the slice's AP at IoU 0.50, 0.55, ..., 0.95.
@@ -109,6 +118,8 @@ class Evaluator:
             prediction.labels,
             truth_labels,
         )
+        lesion = rle_lib.encode(truth_instances if truth_lesion is None else truth_lesion)
+        self.pixels.append(infection.pixel_counts(prediction.masks, lesion))
         image_id = self.recorder.add_image(*size, file_name)
         self.recorder.add_truth(image_id, truth_masks, truth_boxes, truth_labels)
         self.recorder.add_detections(
@@ -134,7 +145,8 @@ class Evaluator:
           output: the predicted class, or the class logits or probabilities [K], of which the
             largest counts (ties: the lower class).
           label: the true class.
-          probabilities: float [K], for the calibration; without those of all slices there is none.
+          probabilities: float [K], for calibration and AUC; without those of all slices there are
+            none.
           file_name: kept with the figures.
           folder: has figures of its own; "": none.
 
@@ -168,69 +180,84 @@ class Evaluator:
 
     def reliability(self) -> calibration.Reliability | None:
         """How far confidence and accuracy agree; None without the probabilities of all slices."""
-        known = [p for p in self.probabilities if p is not None]
-        if not self.labels or len(known) < len(self.labels):
+        probabilities = self.all_probabilities()
+        if probabilities is None:
             return None
-        return calibration.reliability(np.stack(known), np.asarray(self.labels))
+        return calibration.reliability(probabilities, np.asarray(self.labels))
+
+    def all_probabilities(self) -> np.ndarray | None:
+        """Class probabilities [N, K] of all slices; None where some are not known, or no slice."""
+        known = [p for p in self.probabilities if p is not None]
+        return np.stack(known) if known and len(known) == len(self.labels) else None
 
     def metrics(self) -> dict[str, Any]:
         """All figures of what was added so far, under flat names.
 
         Segmentation (left out without segmentation slices): "ap50", "ap75", "ap" (per-image AP),
-        "coco_segm_<figure>" and "coco_bbox_<figure>" for the twelve `coco.FIGURES`, "seg_slices",
-        "objects", "detections". Classification (left out without classification slices): what
-        `classification.classification_metrics` gives, "cls_slices", and "ece" where the class
-        probabilities are known. For every folder that was named "<folder>/<figure>": those of
-        per-image AP and classification, and numbers of slices. Figures that nothing defines are
-        NaN (`files.json_ready` makes them null).
+        `infection.FIGURES` (means over patients, or over slices where file names do not tell
+        patients), "coco_segm_<figure>" and "coco_bbox_<figure>" for the twelve `coco.FIGURES`,
+        "seg_slices", "seg_patients" (where file names tell), "objects", "detections".
+        Classification (left out without classification slices): what
+        `classification.classification_metrics` gives, "cls_slices", and, where the class
+        probabilities are known, "ece" and what `roc.class_aucs` gives. For every folder that was
+        named "<folder>/<figure>": the same but those of COCO, "objects", "detections" and "ece".
+        Figures that nothing defines are NaN (`files.json_ready` makes them null).
         """
         metrics: dict[str, Any] = {}
         if self.per_image:
-            metrics |= per_image_ap.summarize(self.per_image)
+            metrics |= self._segmentation_metrics(range(len(self.per_image)))
             for kind in coco.KINDS:
                 figures = coco.figures(self.coco_run(kind))
                 metrics |= {f"coco_{kind}_{name}": value for name, value in figures.items()}
-            metrics["seg_slices"] = len(self.per_image)
             metrics["objects"] = len(self.recorder.truth["annotations"])
             metrics["detections"] = len(self.recorder.detections)
         if self.labels:
-            metrics |= classification.classification_metrics(
-                self.confusion(), self.image_classes, self.class_shares
-            )
-            metrics["cls_slices"] = len(self.labels)
+            metrics |= self._classification_metrics(range(len(self.labels)))
             reliability = self.reliability()
             if reliability is not None:
                 metrics["ece"] = reliability.ece
         for folder in dict.fromkeys((*self.seg_folders, *self.cls_folders)):
             if folder:
-                figures = self._folder_metrics(folder)
+                seg = [k for k, name in enumerate(self.seg_folders) if name == folder]
+                cls = [k for k, name in enumerate(self.cls_folders) if name == folder]
+                figures = self._segmentation_metrics(seg) if seg else {}
+                figures |= self._classification_metrics(cls) if cls else {}
                 metrics |= {f"{folder}/{name}": value for name, value in figures.items()}
         return metrics
 
-    def _folder_metrics(self, folder: str) -> dict[str, Any]:
-        """Figures of the slices of one folder."""
-        seg = [k for k, name in enumerate(self.seg_folders) if name == folder]
-        cls = [k for k, name in enumerate(self.cls_folders) if name == folder]
-        metrics: dict[str, Any] = {}
-        if seg:
-            metrics |= per_image_ap.summarize([self.per_image[k] for k in seg])
-            metrics["seg_slices"] = len(seg)
-        if cls:
-            pairs = [self.labels[k] for k in cls], [self.predicted[k] for k in cls]
-            confusion = classification.confusion_matrix(*pairs, len(self.image_classes))
-            metrics |= classification.classification_metrics(
-                confusion, self.image_classes, self.class_shares
-            )
-            metrics["cls_slices"] = len(cls)
-        return metrics
+    def _segmentation_metrics(self, chosen: Sequence[int]) -> dict[str, Any]:
+        """Figures of some segmentation slices, without those of COCO."""
+        patients, known = clusters([segmentation_patient(self.seg_files[k]) for k in chosen])
+        pixels = np.stack([self.pixels[k] for k in chosen])
+        means = infection.mean_figures(pixels, patients)
+        return {
+            **per_image_ap.summarize([self.per_image[k] for k in chosen]),
+            **{name: float(value) for name, value in means.items()},
+            "seg_slices": len(chosen),
+            **({"seg_patients": int(patients.max()) + 1} if known else {}),
+        }
+
+    def _classification_metrics(self, chosen: Sequence[int]) -> dict[str, Any]:
+        """Figures of some classification slices, without the calibration."""
+        labels, predicted = (
+            [values[k] for k in chosen] for values in (self.labels, self.predicted)
+        )
+        names, probabilities = self.image_classes, self.all_probabilities()
+        confusion = classification.confusion_matrix(labels, predicted, len(names))
+        metrics = classification.classification_metrics(confusion, names, self.class_shares)
+        if probabilities is not None:
+            areas = roc.class_aucs(probabilities[list(chosen)], np.asarray(labels), names)
+            metrics |= {name: float(area[0]) for name, area in areas.items()}
+        return metrics | {"cls_slices": len(chosen)}
 
 
 def ranking_figures(image_classes: Sequence[str]) -> list[str]:
     """Names of the figures that a model of these image classes can be ranked by, larger better."""
-    names = ["ap50", "ap75", "ap"]
+    names = ["ap50", "ap75", "ap", *infection.FIGURES[:2]]
     names += [f"coco_{kind}_{figure}" for kind in coco.KINDS for figure in coco.FIGURES]
     if image_classes:
         names += classification.stacked_metrics(np.eye(len(image_classes)), image_classes)
+        names += roc.names_of(image_classes)
     return names
 
 

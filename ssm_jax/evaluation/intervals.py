@@ -6,9 +6,17 @@ import dataclasses
 
 import numpy as np
 
-from ssm_jax.evaluation import bootstrap, classification, coco, coco_resampling, per_image_ap
+from ssm_jax.evaluation import (
+    bootstrap,
+    classification,
+    coco,
+    coco_resampling,
+    infection,
+    per_image_ap,
+    roc,
+)
 from ssm_jax.evaluation.evaluator import Evaluator
-from ssm_jax.evaluation.patients import PATIENT_OF, clusters
+from ssm_jax.evaluation.patients import PATIENT_OF, clusters, segmentation_patient
 
 UNITS = ("patients", "slices")
 
@@ -51,7 +59,9 @@ def intervals(
 
     Returns:
       Intervals of "ap50", "ap75", "ap", "coco_<kind>_AP", "coco_<kind>_AP50",
-      "coco_<kind>_AP75", and the figures of `classification.stacked_metrics`.
+      "coco_<kind>_AP75", `infection.FIGURES` (unless slices are drawn of known patients, whose
+      figures these are), and the figures of `classification.stacked_metrics` and
+      `roc.class_aucs`.
 
     Raises:
       ValueError: an unknown unit.
@@ -95,6 +105,9 @@ def _segmentation(
         "ap75": means[:, thresholds.index(0.75)],
         "ap": means.mean(axis=1),
     }
+    patients, known = clusters([segmentation_patient(file) for file in evaluator.seg_files])
+    if not known or np.array_equal(patients, units):
+        found |= infection.mean_figures(np.stack(evaluator.pixels), units, drawn)
     for kind in coco.KINDS:
         # A slice is in a sample as often as its patient.
         figures = coco_resampling.resampled_figures(evaluator.coco_run(kind), drawn[:, units])
@@ -109,4 +122,8 @@ def _classification(
     names = evaluator.image_classes
     labels, predicted = np.asarray(evaluator.labels), np.asarray(evaluator.predicted)
     confusions = bootstrap.resampled_confusions(labels, predicted, len(names), units, drawn)
-    return classification.stacked_metrics(confusions, names, evaluator.class_shares)
+    found = classification.stacked_metrics(confusions, names, evaluator.class_shares)
+    probabilities = evaluator.all_probabilities()
+    if probabilities is not None:
+        found |= roc.class_aucs(probabilities, labels, names, drawn[:, units])
+    return found

@@ -105,6 +105,7 @@ def evaluate(
                         example.labels,
                         example.file,
                         example.folder,
+                        example.lesion,
                     )
             else:
                 for example, row in zip(batch, predictor.class_logits(images), strict=True):

@@ -58,6 +58,21 @@ def area(rle: Rle) -> int:
     return int(coco_mask.area(dict(rle)))
 
 
+def union(masks: Sequence[Rle]) -> dict[str, Any]:
+    """Pixels in at least one of some masks of the same size; at least one mask."""
+    return _merged(masks, intersect=False)
+
+
+def intersection(masks: Sequence[Rle]) -> dict[str, Any]:
+    """Pixels in all of some masks of the same size; at least one mask."""
+    return _merged(masks, intersect=True)
+
+
+def _merged(masks: Sequence[Rle], intersect: bool) -> dict[str, Any]:
+    merged = coco_mask.merge([dict(mask) for mask in masks], intersect=intersect)
+    return {"size": list(merged["size"]), "counts": merged["counts"].decode("ascii")}
+
+
 def pairwise_iou(a: Sequence[Rle], b: Sequence[Rle]) -> Float64[np.ndarray, "N M"]:
     """Intersection over union of every mask of `a` with every mask of `b`; 0 of two empty masks.
 

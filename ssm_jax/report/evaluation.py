@@ -27,6 +27,11 @@ from ssm_jax.report.page import (
 _PARTS = parts("evaluation.html")
 _KINDS = {"segm": "Masks", "bbox": "Boxes"}
 _AP = {"ap50": "AP@0.5", "ap75": "AP@0.75", "ap": "AP@[0.5:0.95]"}
+_INFECTION = {
+    "infection_dice": "Dice",
+    "infection_sensitivity": "Sensitivity",
+    "infection_volume_error": "Volume error",
+}
 
 
 def report(result: Mapping[str, Any], shown: Sequence[PredictedSlice]) -> str:
@@ -84,9 +89,11 @@ def _summary(result: Mapping[str, Any]) -> Markup:
         ("ap", "AP@[0.5:0.95], per image", ".3f", "table2"),
         ("ap50", "AP@0.5, per image", ".3f", "table2"),
         ("coco_segm_AP", "COCO AP, masks", ".3f", None),
+        ("infection_dice", "Infection Dice", ".3f", None),
         ("accuracy", "Accuracy", ".1%", "table3"),
         ("sensitivity_covid", "COVID-19 sensitivity", ".1%", "table3"),
         ("f1_weighted", "F1, weighted", ".3f", "table3"),
+        ("auc_covid", "COVID-19 AUC", ".3f", None),
     ]
     cards = []
     for name, title, form, source in wanted:
@@ -117,8 +124,33 @@ def _segmentation(result: Mapping[str, Any]) -> Markup:
         for kind, name in _KINDS.items()
     ]
     note = interval_note(result, "seg")
-    heads = ["Model", *_AP.values()], ["", *coco.FIGURES]
-    return _PARTS.segmentation(result, note, heads[0], per_image, heads[1], coco_rows)
+    tables = {
+        "per_image": (["Model", *_AP.values()], per_image),
+        "infection": (
+            ["Model", *_INFECTION.values()],
+            [[result["model"]["name"], *figures(_INFECTION, ".4f")]],
+        ),
+        "coco": (["", *coco.FIGURES], coco_rows),
+    }
+    return _PARTS.segmentation(result, note, tables, _by_folder(result, _AP | _INFECTION))
+
+
+def _by_folder(
+    result: Mapping[str, Any], columns: Mapping[str, str]
+) -> tuple[list[str], list[list[str]]] | None:
+    """Head and rows of the figures of every folder; None where slices come from one alone.
+
+    Args:
+      result: content of metrics.json.
+      columns: figure -> title; the first is one that every folder of this kind has.
+    """
+    first = next(iter(columns))
+    folders = [name.removesuffix(f"/{first}") for name in result if name.endswith(f"/{first}")]
+    rows = [
+        [folder, *(number(result[f"{folder}/{name}"], _form(name)) for name in columns)]
+        for folder in folders
+    ]
+    return (["Folder", *columns.values()], rows) if rows else None
 
 
 def _curves(result: Mapping[str, Any]) -> Markup:
@@ -146,11 +178,22 @@ def _classification(result: Mapping[str, Any]) -> Markup:
         printed = [paper.printed(name, entry["table3"].get(name)) for name in columns]
         rows.append(["paper, Table 3", *printed])
     per_class = [
-        [name, number(result[f"sensitivity_{s}"], ".2%"), number(result[f"f1_{s}"])]
+        [
+            name,
+            number(result[f"sensitivity_{s}"], ".2%"),
+            number(result[f"f1_{s}"]),
+            with_interval(result.get(f"auc_{s}"), intervals.get(f"auc_{s}")),
+        ]
         for s, name in zip(short, names, strict=True)
     ]
     note, head = interval_note(result, "cls"), ["Model", *columns.values()]
-    return _PARTS.classification(result, note, head, rows, names, per_class)
+    areas = {
+        name: f"AUC, {n}"
+        for s, n in zip(short, names, strict=True)
+        if (name := f"auc_{s}") in result
+    }
+    folders = _by_folder(result, columns | areas)
+    return _PARTS.classification(result, note, (head, rows), names, per_class, folders)
 
 
 def _calibration(result: Mapping[str, Any]) -> Markup:

@@ -98,7 +98,9 @@ def segmentation_example(seed=0, side=96):
     mask = lesion_mask(side, side, ((5, 5, 30, 22), (50, 8, 62, 30), (20, 60, 26, 66)))
     mask[70:90, 60:90] = 3
     image = noise(seed, side, side, 1)
-    return SegmentationExample("a", image, *lesion_objects(mask, 0, "both"), "folder")
+    return SegmentationExample(
+        "a", image, *lesion_objects(mask, 0, "both"), np.uint8(mask > 1), "folder"
+    )
 
 
 def test_objects_follow_their_pixels():
@@ -112,6 +114,7 @@ def test_objects_follow_their_pixels():
         augment.change_gray(MOVES, rng, example.image)
         matrix = augment.draw_warp(MOVES, rng, 96, 96)
         moved = augment.warp(example.instances, matrix, cv2.INTER_NEAREST)
+        np.testing.assert_array_equal(new.lesion > 0, moved > 0)  # all are objects here
         kept = [k for k in range(4) if (moved == k + 1).sum() > least]
         assert new.instances.dtype == np.uint8 and new.boxes.dtype == np.float32
         assert new.labels.tolist() == [example.labels[k] for k in kept]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from markupsafe import Markup
 
+from ssm_jax.evaluation import infection
 from ssm_jax.report import charts, compare, evaluation, paper, selection, slices
 from ssm_jax.report.page import Section, local, local_command, page, parts
 from tests.helpers.report_tools import HOSTILE, roi_rows, sample
@@ -101,7 +102,8 @@ def test_every_section_is_there_and_linked(made):
 def test_the_figures_are_those_of_the_metrics(made):
     result, text = made
     page = Page(text)
-    for name in ("ap50", "ap75", "ap", "f1_weighted", "f1_macro", "f1_weighted_paper", "ece"):
+    figures = ("ap50", "ap75", "ap", "f1_weighted", "f1_macro", "f1_weighted_paper", "ece")
+    for name in (*figures, *infection.FIGURES, "auc_covid", "auc_cp", "auc_normal"):
         assert f"{result[name]:.4f}" in page.text, name
     for name in ("accuracy", "sensitivity_covid", "sensitivity_cp", "sensitivity_normal"):
         assert f"{result[name]:.2%}" in page.text, name
@@ -118,6 +120,17 @@ def test_the_figures_are_those_of_the_metrics(made):
         assert fact in page.text
     assert result["run"]["command"] in page.text
     assert "8 of 100, evenly spread" in page.text
+
+
+def test_every_folder_has_figures_of_its_own(made):
+    assert "Each folder alone" not in made[1]
+    figures = {name: value for name, value in made[0].items() if isinstance(value, float)}
+    result = made[0] | {f"home/{name}": 0.123 for name in figures}
+    result |= {f"a & b/{name}": None for name in figures if name.startswith(("ap", "infection"))}
+    page = Page(evaluation.report(result, []))
+    assert page.text.count("Each folder alone") == 2
+    assert page.text.count("home") == 2 and page.text.count("a & b") == 1
+    assert page.text.count("12.30%") == 4  # sensitivities and accuracy
 
 
 def test_names_of_files_and_folders_are_text(made):
@@ -254,13 +267,17 @@ def test_tables_side_by_side(side_by_side):
     assert sizes.rows[1][1][1:] == (
         ["8.27M", "8.27M / 1.90M", "650/3K", "100/20.6K", "-/21.1K", "-/7.06", "341"]
     )
-    assert segmentation.rows[1][1] == (["paper", "0.5799", "0.3828", "0.4245", "", "", "3 of 12"])
+    assert segmentation.rows[1][1] == (
+        ["paper", "0.5799", "0.3828", "0.4245", *[""] * 5, "3 of 12"]
+    )
     assert classes.rows[3][1] == (
-        ["paper", "93.00%", "96.53%", "98.64%", "96.75%", "0.9676", "", "1 of 12"]
+        ["paper", "93.00%", "96.53%", "98.64%", "96.75%", "0.9676", "", "", "1 of 12"]
     )
     result = side_by_side[0].result
     low, high = result["intervals"]["figures"]["ap50"]
     assert segmentation.rows[0][1][1] == f"{result['ap50']:.4f} [{low:.4f}, {high:.4f}]"
+    assert segmentation.rows[0][1][6].startswith(f"{result['infection_dice']:.4f} [")
+    assert classes.rows[0][1][7].startswith(f"{result['auc_covid']:.4f} [")
     places = [row[-1] for of_paper, row in segmentation.rows if not of_paper]
     order = np.argsort([-e.result["ap"] for e in side_by_side])
     assert [places[k] for k in order] == ["1", "2", "3"]
@@ -274,7 +291,7 @@ def test_markdown(side_by_side):
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert len(tables) == 3 * (2 + 5)
     columns = [len(re.findall(r"(?<!\\)\|", line)) - 1 for line in tables]
-    assert columns == [8] * 7 + [7] * 7 + [8] * 7
+    assert columns == [8] * 7 + [10] * 7 + [9] * 7
     assert "model 0, first\\|run" in text
     assert "\\<third\\>" in text
     assert "| *paper* | *0.5799* | *0.3828* | *0.4245* |" in text
