@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import re
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ssm_jax.ops import rle
+from ssm_jax.scans.dicom_frames import TO_RAS
 from ssm_jax.scans.dicom_seg import dicom_seg
 from ssm_jax.scans.nifti import NiftiVolume, nifti_in_place
 from ssm_jax.scans.options import ScanError
@@ -113,26 +115,34 @@ def _write_on_volume(result: ScanResult, scan: Scan, path: pathlib.Path) -> None
 
 
 def _write_on_grid(result: ScanResult, scan: Scan, path: pathlib.Path) -> None:
-    """A volume of columns, rows and slices as stored; places without a slice stay empty."""
+    """A volume of columns, rows and slices as stored; places without a slice stay empty.
+
+    Its axes stand at right angles, since few readers know others: the slices of a tilted gantry,
+    which lie shifted against each other in their own planes, move there by whole pixels.
+    """
     frames = scan.origin.frames
     known = [k for k, frame in enumerate(frames) if frame is not None]
     positions = np.array([frames[k].plane.position for k in known])
     step, places = grid(positions, scan.spacing[0] if scan.spacing else 1.0)
-    first, last = frames[known[0]], frames[known[-1]]
-    height, width = first.shape
-    if height * width * (int(places[-1]) + 1) > _MOST_VOXELS:
+    height, width = frames[known[0]].shape
+    first = frames[known[0]].plane
+    affine = scan.slices[known[0]].affine @ np.linalg.inv(
+        scan.slices[known[0]].turn.matrix(height, width)
+    )
+    affine[:3, 2] = TO_RAS @ first.normal * step
+    away = TO_RAS @ np.transpose([frames[k].plane.origin - first.origin for k in known])
+    shifts = np.rint(np.linalg.solve(affine[:3, :3], away)[:2]).astype(int)  # [2, N]
+    corner = shifts.min(axis=1)
+    columns, rows = shifts - corner[:, None]
+    shape = (width + int(columns.max()), height + int(rows.max()), int(places[-1]) + 1)
+    if math.prod(shape) > _MOST_VOXELS:
         raise ScanError("its slices lie too far apart for one NIfTI volume; use --masks=dicom-seg")
-    labels = np.zeros((width, height, int(places[-1]) + 1), np.uint8)
-    place_of = dict(zip(known, places, strict=True))
+    labels = np.zeros(shape, np.uint8)
+    corners = dict(zip(known, zip(columns, rows, places, strict=True), strict=True))
     for index, stored in _stored_labels(result, scan):
-        labels[:, :, place_of[index]] = stored.T
-    turn = scan.slices[known[0]].turn
-    affine = scan.slices[known[0]].affine @ np.linalg.inv(turn.matrix(height, width))
-    if len(known) > 1:  # a tilted gantry moves slices sideways
-        way = (last.plane.origin - first.plane.origin) / places[-1] * [-1, -1, 1]
-    else:
-        way = first.plane.normal * [-1, -1, 1] * step
-    affine[:3, 2] = way
+        column, row, place = corners[index]
+        labels[column : column + width, row : row + height, place] = stored.T
+    affine[:3, 3] += affine[:3, :2] @ corner
     nifti_in_place(path, labels, affine)
 
 

@@ -207,7 +207,7 @@ def nifti_in_place(path: pathlib.Path, labels: np.ndarray, affine: np.ndarray, h
     qform, sform = (_code(header, f"{form}_code") for form in ("qform", "sform"))
     image.set_sform(affine, sform)
     image.set_qform(affine, qform)
-    # A qform has no shear, which slices of a tilted gantry need; where it is off it must not count.
+    # A qform has no shear, which a source may have; where it is off it must not count.
     if not np.allclose(image.get_qform(), affine, atol=1e-3):
         image.header["qform_code"] = 0
     image.header.set_xyzt_units("mm")

@@ -296,39 +296,66 @@ def test_the_model_is_told_the_shape_of_pixels(tmp_path, orientation):
     assert [slice_.aspect for slice_ in scan.slices] == [2.0] * 6
 
 
-def tilted(folder, degrees=20):
+def tilted(folder, degrees=20, orientation="plain"):
     """A series whose slices are tilted against the way the table moves."""
-    series, angle = Series(), np.radians(degrees)
+    series, angle = Series(orientation), np.radians(degrees)
+    turn = np.eye(3)
+    turn[1:, 1:] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     folder.mkdir()
     for z, hu in enumerate(HU):
-        place = [-20.0, -30.0, -100 + 2.5 * z]
-        turned = [1, 0, 0, 0, np.cos(angle), np.sin(angle)]
-        elements = {"ImagePositionPatient": place, "ImageOrientationPatient": turned}
-        save(series.dataset(hu, z, **elements), folder / f"{z}.dcm")
+        dataset = series.dataset(hu, z)
+        directions = np.reshape(dataset.ImageOrientationPatient, (2, 3)) @ turn.T
+        place = turn @ [*dataset.ImagePositionPatient[:2], 0] + [0, 0, -100 + 2.5 * z]
+        dataset.ImageOrientationPatient = np.round(directions.ravel(), 8).tolist()
+        dataset.ImagePositionPatient = np.round(place, 6).tolist()
+        save(dataset, folder / f"{z}.dcm")
 
 
-def test_masks_of_a_tilted_gantry_lie_where_its_slices_do(tmp_path):
-    tilted(tmp_path / "s")
+@pytest.mark.parametrize(
+    ("degrees", "orientation"), [(20, "plain"), (-30, "transposed and flipped")]
+)
+def test_masks_of_a_tilted_gantry_lie_where_its_slices_do(tmp_path, degrees, orientation):
+    tilted(tmp_path / "s", degrees, orientation)
     scan, result = predicted(tmp_path / "s")
-    assert any("tilted by 20.0 degrees" in line for line in scan.warnings)
-    assert scan.spacing[0] == pytest.approx(2.5 * np.cos(np.radians(20)))
+    assert any(f"tilted by {abs(degrees)}.0 degrees" in line for line in scan.warnings)
+    assert scan.spacing[0] == pytest.approx(2.5 * np.cos(np.radians(degrees)))
     (path,) = write_masks(result, scan, "nifti", tmp_path)
     image = nibabel.load(path)
-    assert int(image.header["qform_code"]) == 0  # a qform has no shear
-    expected = set()
+    sides = nibabel.affines.voxel_sizes(image.affine)
+    axes = image.affine[:3, :3] / sides
+    # Axes at right angles, told alike by both forms: what readers of every kind place alike.
+    np.testing.assert_allclose(axes.T @ axes, np.eye(3), atol=1e-5)
+    np.testing.assert_allclose(image.get_qform(coded=True)[0], image.get_sform(), atol=1e-4)
+    # Each voxel, by a plain computation, has the label of the pixel in its plane that is nearest.
+    marked = np.asarray(image.dataobj)
+    expected = np.zeros(marked.shape, bool)
+    voxels = np.argwhere(marked >= 0)
+    places = np.column_stack([voxels, np.ones(len(voxels))]) @ image.affine.T
     for slice_, lesions in zip(scan.slices, LESIONS, strict=True):
-        rows, columns = np.nonzero(lesions)
-        places = slice_.affine @ [columns, rows, 0 * rows, 0 * rows + 1]
-        expected |= {tuple(place) for place in np.round(places[:3].T, 2) + 0.0}
-    found = in_ras(path)
-    assert len(found) == len(expected)
-    distances = np.abs(np.array(sorted(found)) - np.array(sorted(expected))).max()
-    assert distances < 0.02
+        columns, rows, beside, _ = np.linalg.inv(slice_.affine) @ places.T
+        columns, rows = np.rint(columns).astype(int), np.rint(rows).astype(int)
+        inside = (np.abs(beside) < sides[2] / 2) & (columns >= 0) & (rows >= 0)
+        inside &= (columns < lesions.shape[1]) & (rows < lesions.shape[0])
+        assert np.abs(beside[inside]).max() < 1e-3  # the planes are those of the slices
+        labels = lesions[rows[inside], columns[inside]]
+        expected[tuple(voxels[inside].T)] = labels
+    np.testing.assert_array_equal(marked, expected)
+    assert marked.sum() == LESIONS.sum()  # and no pixel is lost
+    assert marked.shape[2] == len(HU)
+
+
+def test_dicom_seg_of_a_tilted_gantry_has_the_places_of_its_slices(tmp_path):
+    tilted(tmp_path / "s")
+    scan, result = predicted(tmp_path / "s")
     (path,) = write_masks(result, scan, "dicom-seg", tmp_path)
     seg = highdicom.seg.segread(path)
-    for group in seg.PerFrameFunctionalGroupsSequence:
-        position = group.PlanePositionSequence[0].ImagePositionPatient
-        assert position[:2] == [-20, -30]
+    found = [
+        list(group.PlanePositionSequence[0].ImagePositionPatient)
+        for group in seg.PerFrameFunctionalGroupsSequence
+    ]
+    expected = [list(frame.header.ImagePositionPatient) for frame in scan.origin.frames]
+    assert len(found) == sum(lesions.any() for lesions in LESIONS)
+    assert all(place in expected for place in found)
 
 
 def test_a_volume_longer_than_nifti_1_can_tell(tmp_path):
