@@ -28,7 +28,8 @@ from ssm_jax.scans.source import (
 from ssm_jax.scans.window import Source, Stored, decide
 
 _SAMPLES = (0.25, 0.5, 0.75)  # of the way through the volume
-_MOST_MM = 1e5  # from the origin, and between voxels
+_MOST_MM, _LEAST_MM = 1e5, 1e-6  # from the origin, and between voxels
+_FLAT = 1e-6  # of the volume of a box of its sides, below which a voxel is none
 _MOST_SIDE = 32_767  # voxels of an axis that NIfTI-1 can tell
 
 
@@ -110,11 +111,13 @@ def _volume(nibabel, path: str, options: InputOptions) -> tuple[NiftiVolume, lis
     _check_size(image, path, options)
     if not (np.abs(affine) < _MOST_MM).all():
         raise ScanError("the header's affine is not of numbers in millimeters")
+    sides = nibabel.affines.voxel_sizes(affine)
+    flat = abs(np.linalg.det(affine[:3, :3])) < _FLAT * np.prod(sides)
+    if flat or (sides < _LEAST_MM).any():
+        raise ScanError("the header's affine is singular; where its slices lie is unknown")
     if _get(header, "qform_code") == 0 and _get(header, "sform_code") == 0:
         warnings.append("the header does not tell the orientation; axes taken as nibabel does")
     axes = nibabel.io_orientation(affine)
-    if np.isnan(axes).any():
-        raise ScanError("the header's affine is singular; the orientation is unknown")
     axis = int(np.flatnonzero(axes[:, 0] == 2)[0])
     # Only what holds the voxels knows the rescale: nibabel's header has none once it is loaded.
     slope, intercept = (float(getattr(image.dataobj, name)) for name in ("slope", "inter"))

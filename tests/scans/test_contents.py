@@ -80,6 +80,20 @@ def test_an_affine_that_is_none_is_an_error(tmp_path, value):
     assert "affine is not of numbers in millimeters" in scan.error
 
 
+@pytest.mark.parametrize(
+    "affine",
+    [np.diag([1e-30, 1e-30, 1e-30, 1]), np.diag([1, 1, 1e-12, 1]), np.eye(4)[[0, 1, 1, 3]]],
+)
+def test_an_affine_without_a_volume_is_an_error(tmp_path, affine):
+    image = nibabel.Nifti2Image(np.zeros((4, 4, 4), np.int16), np.eye(4))
+    image.header.set_sform(affine, 1)
+    image.header.set_qform(np.eye(4), 0)
+    image.affine[:] = affine
+    nibabel.save(image, tmp_path / "v.nii")
+    (scan,) = open_scans([str(tmp_path / "v.nii")])
+    assert "affine is singular" in scan.error
+
+
 def test_a_volume_of_two_dimensions_is_one_slice(tmp_path):
     nibabel.save(
         nibabel.Nifti1Image(HU[2].T.astype(np.int16), np.diag([-1, -1, 1, 1])), tmp_path / "v.nii"
