@@ -302,7 +302,7 @@ def _distance_warnings(frames: list[Frame]) -> list[str]:
         if tilt > _TILTED:
             warnings.append(
                 f"the gantry was tilted by {tilt:.1f} degrees: each slice lies shifted against the "
-                "one before; in a NIfTI volume the masks move by whole pixels onto an upright grid"
+                "one before; NIfTI and DICOM SEG masks move by whole pixels onto an upright grid"
             )
     distances = _distances(frames)
     if len(distances) < 2:

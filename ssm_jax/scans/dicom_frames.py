@@ -15,7 +15,7 @@ from ssm_jax.scans.window import Stored
 
 # What a series can hold beside images, by modality.
 NO_IMAGES = ("SR", "PR", "KO", "SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "REG", "DOC")
-TO_RAS = np.diag([-1.0, -1.0, 1.0])
+_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 _FRAME_BYTES = 32  # that the pixels of a frame take at least, however they are compressed
 _MOST_MM = 1e5  # from the origin, and between pixels
 # Facts of a series: label, keyword, and whether it may tell who the patient is.
@@ -89,12 +89,16 @@ class Plane:
           height: of the frame as stored.
           width: of the frame as stored.
         """
+        return self.stored_affine() @ self.turn.matrix(height, width)
+
+    def stored_affine(self) -> np.ndarray:
+        """[4, 4] from (column, row, millimeters along the normal, 1) as stored to RAS."""
         stored = np.eye(4)
-        stored[:3, 0] = TO_RAS @ self.along_row * self.spacing[1]
-        stored[:3, 1] = TO_RAS @ self.along_column * self.spacing[0]
-        stored[:3, 2] = TO_RAS @ self.normal
-        stored[:3, 3] = TO_RAS @ self.origin
-        return stored @ self.turn.matrix(height, width)
+        stored[:3, 0] = _TO_RAS @ self.along_row * self.spacing[1]
+        stored[:3, 1] = _TO_RAS @ self.along_column * self.spacing[0]
+        stored[:3, 2] = _TO_RAS @ self.normal
+        stored[:3, 3] = _TO_RAS @ self.origin
+        return stored
 
 
 @dataclasses.dataclass(frozen=True)

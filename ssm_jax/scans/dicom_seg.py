@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from ssm_jax.scans.dicom_frames import Frame
 from ssm_jax.scans.dicom_header import whole
 from ssm_jax.scans.options import ScanError, medical_library, one_line
 from ssm_jax.scans.source import Scan
+from ssm_jax.scans.upright import upright
 
 # What a segmentation repeats of its source; a source of which it is gone, or damaged, has it empty.
 _OF_THE_STUDY = (
@@ -37,6 +39,9 @@ _REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanc
 def dicom_seg(path: pathlib.Path, scan: Scan, labels: Mapping[int, np.ndarray]) -> None:
     """Writes a DICOM segmentation.
 
+    It has the pixels of its source. The slices of a tilted gantry alone are on an upright grid:
+    readers that make a volume of the frames put sheared ones in a wrong place.
+
     Args:
       path: of the file to write.
       scan: of DICOM.
@@ -56,8 +61,11 @@ def dicom_seg(path: pathlib.Path, scan: Scan, labels: Mapping[int, np.ndarray]) 
     empty = np.zeros(known[0][1].shape, np.uint8)
     volume = np.stack([labels.get(k, empty) for k, _ in used])
     try:
-        sources = _sources([frame for _, frame in used], scan.spacing)
-        _segmentation(highdicom, sources, volume).save_as(path)
+        located, volume, moved = _upright([frame for _, frame in used], volume)
+        segmentation = _segmentation(highdicom, _sources(located, scan.spacing), volume)
+        if moved:
+            _note_moved(segmentation)
+        segmentation.save_as(path)
     # Headers lack what the standard asks for in many ways.
     except Exception as error:
         path.unlink(missing_ok=True)
@@ -67,14 +75,40 @@ def dicom_seg(path: pathlib.Path, scan: Scan, labels: Mapping[int, np.ndarray]) 
         ) from error
 
 
+def _upright(
+    frames: Sequence[Frame], labels: np.ndarray
+) -> tuple[Sequence[Frame], np.ndarray, bool]:
+    """Frames and their [N, rows, columns] labels on an upright grid, and whether any moved."""
+    if any(frame.plane is None for frame in frames):
+        raise ScanError("they do not tell where slices lie")
+    stand = upright([frame.placed for frame in frames], frames[0].shape)
+    if stand.straight:
+        return frames, labels, False
+    moved = [
+        dataclasses.replace(
+            frame,
+            about=dataclasses.replace(frame.about, shape=stand.shape),
+            plane=dataclasses.replace(frame.placed, origin=origin),
+        )
+        for frame, origin in zip(frames, stand.origins, strict=True)
+    ]
+    return moved, np.stack([stand.place(k, part) for k, part in enumerate(labels)]), True
+
+
+def _note_moved(segmentation: Any) -> None:
+    """Says that the pixels of a segmentation are not those of its source."""
+    for group in segmentation.PerFrameFunctionalGroupsSequence:
+        for derivation in group.DerivationImageSequence:
+            for source in derivation.SourceImageSequence:
+                source.SpatialLocationsPreserved = "NO"
+
+
 def _sources(frames: Sequence[Frame], spacing: tuple[float, float, float] | None) -> list[Any]:
     """Headers of the source, of what a segmentation needs and in the way in which it needs it.
 
     Many are not as the standard has them; what is known of a frame is taken from it instead.
     """
     pydicom = medical_library("pydicom")
-    if any(frame.plane is None for frame in frames):
-        raise ScanError("they do not tell where slices lie")
     if frames[0].number is not None:
         count = whole(frames[0].header, "NumberOfFrames", 1)
         if [frame.number for frame in frames] != list(range(count)):

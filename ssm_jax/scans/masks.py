@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import pathlib
 import re
@@ -11,19 +12,18 @@ import numpy as np
 from PIL import Image
 
 from ssm_jax.ops import rle
-from ssm_jax.scans.dicom_frames import TO_RAS
 from ssm_jax.scans.dicom_seg import dicom_seg
 from ssm_jax.scans.nifti import NiftiVolume, nifti_in_place
 from ssm_jax.scans.options import ScanError
 from ssm_jax.scans.result import ScanResult
 from ssm_jax.scans.source import Scan
+from ssm_jax.scans.upright import MOST_VOXELS, upright
 
 if TYPE_CHECKING:  # reading an upload takes no JAX
     from ssm_jax.predictor import Prediction
 
 KINDS = ("nifti", "dicom-seg", "png")
 _MOST_SLICES = 4096  # of a grid
-_MOST_VOXELS = 1 << 29  # of a volume
 _MOST_BYTES = 200  # of a name, of which file systems take 255
 _OFF_GRID = 0.05  # of a step that a slice may lie beside the grid
 
@@ -115,34 +115,23 @@ def _write_on_volume(result: ScanResult, scan: Scan, path: pathlib.Path) -> None
 
 
 def _write_on_grid(result: ScanResult, scan: Scan, path: pathlib.Path) -> None:
-    """A volume of columns, rows and slices as stored; places without a slice stay empty.
-
-    Its axes stand at right angles, since few readers know others: the slices of a tilted gantry,
-    which lie shifted against each other in their own planes, move there by whole pixels.
-    """
+    """A volume of columns, rows and slices as stored; places without a slice stay empty."""
     frames = scan.origin.frames
     known = [k for k, frame in enumerate(frames) if frame is not None]
-    positions = np.array([frames[k].plane.position for k in known])
+    planes = [frames[k].plane for k in known]
+    positions = np.array([plane.position for plane in planes])
     step, places = grid(positions, scan.spacing[0] if scan.spacing else 1.0)
-    height, width = frames[known[0]].shape
-    first = frames[known[0]].plane
-    affine = scan.slices[known[0]].affine @ np.linalg.inv(
-        scan.slices[known[0]].turn.matrix(height, width)
-    )
-    affine[:3, 2] = TO_RAS @ first.normal * step
-    away = TO_RAS @ np.transpose([frames[k].plane.origin - first.origin for k in known])
-    shifts = np.rint(np.linalg.solve(affine[:3, :3], away)[:2]).astype(int)  # [2, N]
-    corner = shifts.min(axis=1)
-    columns, rows = shifts - corner[:, None]
-    shape = (width + int(columns.max()), height + int(rows.max()), int(places[-1]) + 1)
-    if math.prod(shape) > _MOST_VOXELS:
+    stand = upright(planes, frames[known[0]].shape)
+    shape = (*stand.shape[::-1], int(places[-1]) + 1)
+    if math.prod(shape) > MOST_VOXELS:
         raise ScanError("its slices lie too far apart for one NIfTI volume; use --masks=dicom-seg")
     labels = np.zeros(shape, np.uint8)
-    corners = dict(zip(known, zip(columns, rows, places, strict=True), strict=True))
+    order = {index: number for number, index in enumerate(known)}
     for index, stored in _stored_labels(result, scan):
-        column, row, place = corners[index]
-        labels[column : column + width, row : row + height, place] = stored.T
-    affine[:3, 3] += affine[:3, :2] @ corner
+        number = order[index]
+        labels[:, :, places[number]] = stand.place(number, stored).T
+    affine = dataclasses.replace(planes[0], origin=stand.origins[0]).stored_affine()
+    affine[:3, 2] *= step
     nifti_in_place(path, labels, affine)
 
 

@@ -344,18 +344,35 @@ def test_masks_of_a_tilted_gantry_lie_where_its_slices_do(tmp_path, degrees, ori
     assert marked.shape[2] == len(HU)
 
 
-def test_dicom_seg_of_a_tilted_gantry_has_the_places_of_its_slices(tmp_path):
+def test_dicom_seg_of_a_tilted_gantry_lies_where_its_nifti_does(tmp_path):
     tilted(tmp_path / "s")
     scan, result = predicted(tmp_path / "s")
+    (nifti,) = write_masks(result, scan, "nifti", tmp_path)
     (path,) = write_masks(result, scan, "dicom-seg", tmp_path)
-    seg = highdicom.seg.segread(path)
-    found = [
-        list(group.PlanePositionSequence[0].ImagePositionPatient)
-        for group in seg.PerFrameFunctionalGroupsSequence
-    ]
-    expected = [list(frame.header.ImagePositionPatient) for frame in scan.origin.frames]
-    assert len(found) == sum(lesions.any() for lesions in LESIONS)
-    assert all(place in expected for place in found)
+    segmentation = highdicom.seg.segread(path)
+    volume = segmentation.get_volume(combine_segments=True)  # highdicom's, of straight stacks alone
+    marked = np.argwhere(volume.array > 0)
+    places = np.column_stack([marked, np.ones(len(marked))]) @ volume.affine.T * [-1, -1, 1, 1]
+    found = np.array(sorted(map(tuple, np.round(places[:, :3], 2) + 0.0)))
+    np.testing.assert_allclose(found, sorted(in_ras(nifti)), atol=0.02)
+    uids = {frame.header.SOPInstanceUID for frame in scan.origin.frames}
+    for group in segmentation.PerFrameFunctionalGroupsSequence:
+        (source,) = group.DerivationImageSequence[0].SourceImageSequence
+        assert source.ReferencedSOPInstanceUID in uids
+        assert source.SpatialLocationsPreserved == "NO"
+
+
+@pytest.mark.parametrize("kind", ["nifti", "dicom-seg"])
+def test_a_slice_far_beside_the_others_makes_no_giant_volume(tmp_path, kind):
+    series = Series()
+    (tmp_path / "s").mkdir()
+    for z, hu in enumerate(HU):
+        place = [90_000.0 if z == 3 else 0.0, 0.0, 2.5 * z]
+        elements = {"ImagePositionPatient": place, "PixelSpacing": [0.03, 0.03]}
+        save(series.dataset(hu, z, **elements), tmp_path / "s" / f"{z}.dcm")
+    scan, result = predicted(tmp_path / "s")
+    with pytest.raises(ScanError, match="too far apart"):
+        write_masks(result, scan, kind, tmp_path)
 
 
 def test_a_volume_longer_than_nifti_1_can_tell(tmp_path):
