@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+FORMATS = ("PNG", "JPEG", "TIFF")  # of contents: Pillow knows more, and starts programs for some
 _GRAY, _DEEP = ("1", "L"), ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -21,7 +22,7 @@ def decode(data: bytes) -> np.ndarray:
     Returns:
       uint8 [H, W, C], C = 1 for gray and 3 for RGB.
     """
-    with Image.open(io.BytesIO(data)) as picture:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
         pixels = np.asarray(picture)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
@@ -46,7 +47,7 @@ def channels_of(data: bytes) -> int:
       ImageError: no image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             return 1 if picture.mode in _GRAY or picture.mode in _DEEP else 3
     except Exception as error:
         raise ImageError(f"is no readable image ({error})") from error
@@ -124,7 +125,7 @@ def read_mask(data: bytes) -> np.ndarray:
 def _load(data: bytes) -> Image.Image:
     """Decodes fully: a truncated file fails here."""
     try:
-        picture = Image.open(io.BytesIO(data))
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
         picture.load()
     except Exception as error:
         raise ImageError(f"is no readable image ({error})") from error

@@ -8,12 +8,12 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ssm_jax.data.images import FORMATS
 from ssm_jax.scans.find import Blob
 from ssm_jax.scans.options import InputOptions, ScanError, guarded, visible
 from ssm_jax.scans.source import Scan, Slice, refuse
 from ssm_jax.scans.window import Reading, Stored
 
-_FORMATS = ("PNG", "JPEG", "TIFF")  # Pillow knows more, and starts programs for some
 _GRAY = ("1", "L", "LA")
 _DEEP = ("I", "F")  # modes of more than 8 bits begin with one of these
 _MOST_PAGES = 10_000
@@ -86,7 +86,7 @@ class Picture:
         if self._image is None:
             self._stream = self._blob.seekable()
             try:
-                self._image = Image.open(self._stream, formats=_FORMATS)
+                self._image = Image.open(self._stream, formats=FORMATS)
             except UnidentifiedImageError:  # whose message names the path
                 raise ScanError("cannot be read as a picture: no PNG, JPEG or TIFF") from None
         return self._image

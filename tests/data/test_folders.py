@@ -2,11 +2,13 @@
 
 import re
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
+from PIL import EpsImagePlugin, UnidentifiedImageError
 
-from ssm_jax.data import DataError, open_datasets
+from ssm_jax.data import DataError, images, open_datasets
 from ssm_jax.data.builders import CtClasses, CtLesionSeg
 from ssm_jax.data.cache import prepared
 from tests.helpers.data_tools import cls_folder, lesion_mask, noise, save, seg_folder, small_config
@@ -118,6 +120,20 @@ def open_folder(tmp_path, folder, **overrides):
         tmp_path / "cache", data__seg_dir=str(folder), data__cls_dir=str(classes), **overrides
     )
     return open_datasets(config)
+
+
+def test_a_file_of_a_format_that_is_run_by_a_program_is_no_image(monkeypatch):
+    def started(*_, **__):
+        pytest.fail("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "gs")
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n"
+    for read in (lambda: images.read_mask(eps), lambda: images.slice_pixels(eps, 1)):
+        with pytest.raises(images.ImageError, match="no readable image"):
+            read()
+    with pytest.raises(UnidentifiedImageError):
+        images.decode(eps)
 
 
 def test_training_split_without_lesions(tmp_path):
