@@ -20,7 +20,7 @@ from ssm_jax.classes import SHORT_NAMES, class_number
 from ssm_jax.data import folders, images
 from ssm_jax.data.errors import DataError
 from ssm_jax.data.findings import Findings
-from ssm_jax.data.inspection import Inspected, Inspector, Slice, check_files
+from ssm_jax.data.inspection import Inspected, Inspector, Slice, check_files, file_stamp
 from ssm_jax.data.objects import AREA_FIELDS
 
 SHARD = 256  # slices a file: bounds the memory that writing takes
@@ -54,6 +54,13 @@ def features(part: str, channels: int) -> tfds.features.FeaturesDict:
     return tfds.features.FeaturesDict(common | own)
 
 
+class _Info(tfds.core.DatasetInfo):
+    """Facts of a set of this machine."""
+
+    def initialize_from_bucket(self) -> None:
+        """Asks no server for a set that none has; asking leaves a temporary folder each time."""
+
+
 class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Base of the builders: subclasses say which examples a split has.
 
@@ -80,8 +87,12 @@ class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         """Slices start to stop - 1: dicts of the features, images as encoded bytes."""
         raise NotImplementedError
 
+    def estimated_bytes(self) -> int:
+        """Room that the records take, about; known once `split_sizes` was called."""
+        raise NotImplementedError
+
     def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
+        return _Info(
             builder=self,
             description=type(self).__doc__,
             features=features(self.part, self.channels),
@@ -173,6 +184,12 @@ class FolderBuilder(IndexedBuilder):
             check_files(self._found[split], findings)
         findings.raise_if_any_error(str(root))
         return {split: len(found) for split, found in self._found.items()}
+
+    def estimated_bytes(self):
+        """Those of the files, most of which are kept as they are."""
+        items = [found.item for part in self._found.values() for found in part]
+        paths = [path for item in items for path in (item.path, item.mask) if path is not None]
+        return sum(file_stamp(path)[0] for path in paths)
 
     @staticmethod
     def slices_of(folder: pathlib.Path, findings: Findings) -> list[Slice]:

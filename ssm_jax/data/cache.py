@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import logging
+import os
 import pathlib
 import shutil
 import tempfile
@@ -13,8 +15,11 @@ from collections.abc import Iterator
 import tensorflow_datasets as tfds
 
 from ssm_jax.data.builders import FIELDS, SPLITS, IndexedBuilder
+from ssm_jax.data.errors import DataError
 from ssm_jax.data.folders import locked
 
+MEGABYTE = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 logger = logging.getLogger(__name__)
 
 
@@ -52,7 +57,7 @@ def prepared(
                 if leftover.is_dir():
                     shutil.rmtree(leftover)
             logger.info("preparing %s in %s, once", builder.name, home)
-            _write(builder)
+            _write(builder, home)
     return builder
 
 
@@ -68,10 +73,27 @@ def _complete(builder: IndexedBuilder) -> bool:
     )
 
 
-def _write(builder: IndexedBuilder) -> None:
-    """Writes the records; tfds wants a folder for downloads, which stays empty."""
-    with tempfile.TemporaryDirectory() as empty, _quiet_tfds():
-        builder.download_and_prepare(download_dir=empty)
+def _write(builder: IndexedBuilder, home: pathlib.Path) -> None:
+    """Writes the records.
+
+    Raises:
+      DataError: the data are unusable, or the disk is full.
+    """
+    try:
+        # For downloads, of which there are none; in here the next start removes what a kill leaves.
+        with tempfile.TemporaryDirectory(dir=home) as empty, _quiet_tfds():
+            builder.download_and_prepare(download_dir=empty)
+    except (OSError, RuntimeError) as error:  # the latter is how records tell it
+        if getattr(error, "errno", None) not in _FULL and not any(
+            os.strerror(number) in str(error) for number in _FULL
+        ):
+            raise
+        free = shutil.disk_usage(home).free / MEGABYTE
+        raise DataError(
+            f"can not write prepared data to {home}: the disk is full; they take about "
+            f"{builder.estimated_bytes() / MEGABYTE:.1f} MiB, and {free:.1f} are free. Make room, "
+            "or set config.data.data_dir to a folder on another disk"
+        ) from error
 
 
 @contextlib.contextmanager

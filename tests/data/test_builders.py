@@ -1,17 +1,20 @@
 """Prepared sets: bit-equal pictures, found again at once, all or nothing, without TensorFlow."""
 
+import errno
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ssm_jax.data import folders, open_datasets
+from ssm_jax.data import DataError, folders, open_datasets
 from ssm_jax.data.builders import CtClasses, CtLesionSeg
 from ssm_jax.data.cache import prepared
 from ssm_jax.data.objects import lesion_objects
@@ -161,6 +164,51 @@ def test_a_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
         prepared(CtClasses, config, str(tmp_path / "cache"))
     builder = prepared(CtClasses, config, str(tmp_path / "cache"))
     assert len(ClassificationSource({"": builder}, "train", 64)) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("write() failed: No space left on device; writing x; Failed to close"),
+    ],
+)
+@pytest.mark.parametrize("kind", [CtClasses, CtPhantom])
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, kind, error):
+    """The second error is how array_record tells it."""
+    temporary, cache = tmp_path / "tmp", tmp_path / "cache"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    config = CtPhantom.config_of("cls", 0, 64, 3, 3)
+    if kind is CtClasses:
+        config = CtClasses.config_of(str(cls_folder(tmp_path / "cls")))
+    whole = kind.examples
+
+    def full(self, split, start, stop):
+        yield from whole(self, split, start, stop)
+        raise error
+
+    with monkeypatch.context() as patch, pytest.raises(DataError) as told:
+        patch.setattr(kind, "examples", full)
+        prepared(kind, config, str(cache))
+    line = r"can not write prepared data to \S+: the disk is full; they take about [\d.]+ MiB, and "
+    assert re.match(line + r"[\d.]+ are free\. .*config\.data\.data_dir", str(told.value))
+    assert "\n" not in str(told.value)
+    builder = prepared(kind, config, str(cache))
+    (home,) = (path.parent for path in cache.rglob("lock"))
+    assert sorted(path.name for path in home.iterdir()) == [str(builder.version), "lock"]
+    assert not list(temporary.iterdir())
+
+
+def test_an_error_that_is_no_full_disk_passes(tmp_path, monkeypatch):
+    config = CtPhantom.config_of("cls", 0, 64, 3, 3)
+
+    def broken(*_):
+        raise RuntimeError("another")
+
+    monkeypatch.setattr(CtPhantom, "examples", broken)
+    with pytest.raises(RuntimeError, match="another"):
+        prepared(CtPhantom, config, str(tmp_path))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
