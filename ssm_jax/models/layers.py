@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ssm_jax.models import convolution
+
 kaiming_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 kaiming_uniform_fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 normal_001 = nn.initializers.normal(0.01)
@@ -32,7 +34,14 @@ def uniform_by_fan_in(fan_in: int) -> nn.initializers.Initializer:
 def conv(features: int, kernel: int, stride: int = 1, **kwargs) -> nn.Conv:
     """A square convolution padded by kernel // 2 on every side."""
     padding = kernel // 2
-    return nn.Conv(features, (kernel, kernel), stride, ((padding, padding),) * 2, **kwargs)
+    return nn.Conv(
+        features,
+        (kernel, kernel),
+        stride,
+        ((padding, padding),) * 2,
+        conv_general_dilated=convolution.conv_general_dilated,
+        **kwargs,
+    )
 
 
 class Conv3x3AsProducts(nn.Module):

@@ -6,6 +6,8 @@ import flax.linen as nn
 from jaxtyping import Array, Bool, Float
 
 from ssm_jax.models import layers
+from ssm_jax.models.convolution import convolve
+from ssm_jax.ops.images import fold_normalization
 
 DEPTHS = {"resnet18": (2, 2, 2), "resnet34": (3, 4, 6)}
 CHANNELS = (64, 128, 256)
@@ -58,6 +60,35 @@ class BasicBlock(nn.Module):
         return nn.relu(x + shortcut)
 
 
+class Stem(nn.Module):
+    """The first convolution: 7x7, stride 2, without bias.
+
+    Attributes:
+      channels: output channels.
+      dtype: see `BasicBlock`.
+    """
+
+    channels: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W P"]) -> Float[Array, "B h w F"]:
+        """Reads pixels.
+
+        Args:
+          x: the three channels of `ops.images.normalize`, or the two of `gray_and_inside`, which
+            do the work of three equal ones.
+
+        Returns:
+          A map of H / 2 x W / 2 cells, the same for both to rounding.
+        """
+        kernel = self.param("kernel", layers.kaiming_normal_fan_out, (7, 7, 3, self.channels))
+        if x.shape[-1] == 2:
+            kernel = fold_normalization(kernel)
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        return convolve(x, kernel, 2, 3)
+
+
 class ResNet(nn.Module):
     """The backbone.
 
@@ -78,24 +109,21 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B H W 3"],
+        x: Float[Array, "B H W P"],
         train: bool,
         example_mask: Bool[Array, "B"] | None = None,
     ) -> Float[Array, "B h w C"]:
         """Computes the feature map of the last stage.
 
         Args:
-          x: normalized slices; H and W multiples of 32.
+          x: pixels, see `Stem`; H and W multiples of 32.
           train: BN uses and updates batch statistics.
           example_mask: examples that the BN statistics are taken over; None: all.
 
         Returns:
           The map, of H / stride x W / stride cells.
         """
-        init = layers.kaiming_normal_fan_out
-        x = layers.conv(64, 7, 2, use_bias=False, kernel_init=init, dtype=self.dtype, name="conv1")(
-            x
-        )
+        x = Stem(64, self.dtype, name="conv1")(x)
         norm = (self.bn_momentum, self.bn_per_example)
         x = nn.relu(layers.BatchNorm(*norm, name="bn1")(x, train, example_mask))
         x = layers.max_pool_3x3_stride_2(x)

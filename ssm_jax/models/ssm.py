@@ -22,7 +22,7 @@ from ssm_jax.models.rpn import Proposals, RPNHead
 from ssm_jax.ops import boxes as box_ops
 from ssm_jax.ops import roi_batch
 from ssm_jax.ops.anchors import cell_anchors, grid_anchors
-from ssm_jax.ops.images import normalize
+from ssm_jax.ops.images import gray_and_inside, normalize
 from ssm_jax.ops.roi_chunks import map_rois, roi_align_batch
 
 MASK_CHUNK = 8  # RoIs that the mask head reads at a time
@@ -77,7 +77,9 @@ class SingleShotModel(nn.Module):
         example_mask: Bool[Array, "B"] | None = None,
     ) -> Float[Array, "B h w 256"]:
         """Features of slices; see `ops.images.normalize` and `ResNet` for the arguments."""
-        return self.fpn(self.backbone(normalize(images, image_sizes), train, example_mask))
+        gray = images.shape[-1] == 1
+        pixels = (gray_and_inside if gray else normalize)(images, image_sizes)
+        return self.fpn(self.backbone(pixels, train, example_mask))
 
     def score_anchors(
         self, features: Float[Array, "B h w 256"]
