@@ -10,6 +10,8 @@ import sys
 import traceback
 from collections.abc import Iterator
 
+from ssm_jax.cli import lost_process
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ProcessFlags:
@@ -54,6 +56,11 @@ def join(flags: ProcessFlags) -> None:
         jax.distributed.initialize(flags.coordinator, count, own)
     except RuntimeError as error:
         raise ValueError(f"the job cannot be joined: {error}") from error
+    other = f"process {1 - jax.process_index()}" if jax.process_count() == 2 else "another process"
+    lost_process.watch(
+        f"error: {other} of the job has ended or cannot be reached; start all of them again to "
+        "go on"
+    )
     if jax.process_index():
         logging.getLogger("ssm_jax").setLevel(logging.WARNING)
 
@@ -71,13 +78,8 @@ def ending_at_once() -> Iterator[None]:
 
         if jax.process_count() == 1:
             raise
-        lost = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
-        if lost:
-            print(
-                "error: another process of the job has ended or cannot be reached; start all of "
-                "them again to go on",
-                file=sys.stderr,
-            )
+        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+            lost_process.tell()
         elif isinstance(error, SystemExit):
             print(error, file=sys.stderr)
         elif isinstance(error, ValueError | OSError):
