@@ -281,6 +281,26 @@ def test_a_signal_saves_and_ends(fake, data_dir, tmp_path, monkeypatch, where, n
             assert checkpoints.metrics(4) is not None
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_first_iteration_ends_at_once(
+    fake, data_dir, tmp_path, monkeypatch, number
+):
+    """A compilation cannot be interrupted, and there is nothing to save."""
+
+    def start_compiling(*_):
+        os.kill(os.getpid(), number)
+        return {"seg": Future()}  # that never comes
+
+    def leave(code):
+        raise SystemExit(code)
+
+    monkeypatch.setattr(loop, "_start_compiling", start_compiling)
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit) as ended:
+        train(fake_config(data_dir), tmp_path)
+    assert ended.value.code == 128 + number
+
+
 def test_the_second_signal_ends_at_once(monkeypatch):
     codes = []
     monkeypatch.setattr(os, "_exit", codes.append)
