@@ -54,7 +54,7 @@ def channels_of(paths: Iterable[pathlib.Path]) -> int:
     """1 (gray) or 3, by the header of the first readable file; 1 where none is readable."""
     for path in paths:
         with contextlib.suppress(images.ImageError, OSError):
-            return images.channels_of(path.read_bytes())
+            return images.channels_of(images.read_file(path))
     return 1
 
 

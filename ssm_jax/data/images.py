@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pathlib
 
 import numpy as np
 from PIL import Image
@@ -14,6 +15,18 @@ _GRAY, _DEEP = ("1", "L"), ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 
 class ImageError(ValueError):
     """Bytes that are no usable image; the message says why, without the name of the file."""
+
+
+def read_file(path: pathlib.Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+      ImageError: a pipe or a device, which could be waited for without end.
+      OSError: it can not be read.
+    """
+    if path.exists() and not path.is_file():
+        raise ImageError("is no regular file")
+    return path.read_bytes()
 
 
 def decode(data: bytes) -> np.ndarray:

@@ -83,7 +83,7 @@ def slice_facts(path: pathlib.Path, channels: int) -> Facts:
       channels: those of the set, 1 or 3.
     """
     try:
-        pixels = images.slice_pixels(path.read_bytes(), channels)
+        pixels = images.slice_pixels(images.read_file(path), channels)
     except (images.ImageError, OSError) as error:
         return {"error": _reason(error)}
     digest = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
@@ -99,7 +99,7 @@ def slice_facts(path: pathlib.Path, channels: int) -> Facts:
 def mask_facts(path: pathlib.Path) -> Facts:
     """Facts of a mask: height, width, values (ascending), `objects.area_fields`; or error."""
     try:
-        mask = images.read_mask(path.read_bytes())
+        mask = images.read_mask(images.read_file(path))
     except (images.ImageError, OSError) as error:
         return {"error": _reason(error)}
     return {

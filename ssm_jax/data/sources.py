@@ -12,6 +12,7 @@ from PIL import Image
 from ssm_jax.classes import FILE_CLASSES, LESION_CLASSES
 from ssm_jax.data import images
 from ssm_jax.data.builders import IndexedBuilder
+from ssm_jax.data.errors import DataError
 from ssm_jax.data.objects import AREA_FIELDS, exceeds, lesion_objects, lesion_pixels
 
 
@@ -85,6 +86,7 @@ class Source(Sequence):
         self.folders = tuple(sets)
         self.channels = next(iter(sets.values())).channels
         self._records = [_records(builder, split) for builder in sets.values()]
+        self._places_on_disk = [str(builder.data_dir) for builder in sets.values()]
         self._indices = [builder.info.metadata[split] for builder in sets.values()]
         self._places = [
             (number, row)
@@ -110,7 +112,13 @@ class Source(Sequence):
         if not 0 <= index < len(self):
             raise IndexError(f"slice {index} of {len(self)} in the {self.name}")
         number, row = self._places[index]
-        record = self._records[number][row]
+        try:
+            record = self._records[number][row]
+        except (OSError, RuntimeError) as error:  # the latter is how records tell it
+            raise DataError(
+                f"the prepared data in {self._places_on_disk[number]} can not be read any more "
+                f"({error}); delete what is left of them and start again"
+            ) from error
         folder = self.folders[number] if len(self.folders) > 1 else ""
         return self._example(index, record, images.decode(record["image"]), folder)
 

@@ -4,6 +4,7 @@ import errno
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssm_jax.data import DataError, folders, open_datasets
+from ssm_jax.data import DataError, folders, make_train_iterator, open_datasets
 from ssm_jax.data.builders import CtClasses, CtLesionSeg
 from ssm_jax.data.cache import prepared
 from ssm_jax.data.objects import lesion_objects
@@ -198,6 +199,21 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, kind,
     (home,) = (path.parent for path in cache.rglob("lock"))
     assert sorted(path.name for path in home.iterdir()) == [str(builder.version), "lock"]
     assert not list(temporary.iterdir())
+
+
+def test_prepared_data_deleted_meanwhile_are_one_line(tmp_path):
+    config = small_config(tmp_path / "cache", train__batch_size=1)
+    datasets = open_datasets(config)
+    shutil.rmtree(tmp_path / "cache")
+    for read in (
+        lambda: datasets.seg_test[0],
+        lambda: datasets.cls_train[1],
+        lambda: next(make_train_iterator(datasets, config, (0, 1))),  # by other threads
+    ):
+        with pytest.raises(DataError) as told:
+            read()
+        line = r"the prepared data in \S+ can not be read any more \(.*No such file.*start again"
+        assert re.fullmatch(line, str(told.value))
 
 
 def test_an_error_that_is_no_full_disk_passes(tmp_path, monkeypatch):

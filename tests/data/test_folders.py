@@ -1,5 +1,6 @@
 """Every defect of a folder stops before training, with the file and the remedy in the message."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -56,6 +57,21 @@ SEG_DEFECTS = {
     "color": (
         lambda f: save(f / "train/imgs/a_1.png", noise(0, 64, 64, 3)),
         r"train/a_1.png \(is colored where the set is gray; save all",
+    ),
+    "pipe": (
+        lambda f: [(f / "train/imgs/a_1.png").unlink(), os.mkfifo(f / "train/imgs/a_1.png")],
+        r"train/a_1.png \(is no regular file\)",
+    ),
+    "pipe of a mask": (
+        lambda f: [(f / "train/masks/a_1.png").unlink(), os.mkfifo(f / "train/masks/a_1.png")],
+        "without a mask.*train/a_1.png",
+    ),
+    "device": (
+        lambda f: [
+            (f / "train/imgs/a_0.png").unlink(),
+            (f / "train/imgs/a_0.png").symlink_to("/dev/zero"),
+        ],
+        r"train/a_0.png \(is no regular file\)",
     ),
     "empty": (
         lambda f: [p.unlink() for p in (f / "test/imgs").iterdir()],
