@@ -262,8 +262,7 @@ def predict(flags: Flags) -> None:
     if flags.report:
         from ssm_jax.report.scan import scan_report
 
-        shown = [renamed(result, visible) for result in results]
-        page = scan_report(shown, model.facts(), predictor.score_threshold)
+        page = scan_report(results, model.facts(), predictor.score_threshold)
         write_text_atomically(output / flags.report, page)
     tell(results, content["slices"], output)
 

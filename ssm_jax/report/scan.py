@@ -18,6 +18,7 @@ from ssm_jax.classes import long_names
 from ssm_jax.report import charts
 from ssm_jax.report.page import Card, Section, page, parts
 from ssm_jax.report.pictures import bounded_jpeg, data_uri
+from ssm_jax.scans.options import visible
 from ssm_jax.scans.result import ScanResult, SliceResult, renamed
 from ssm_jax.visualize import PREDICTED_COLORS
 
@@ -34,7 +35,8 @@ def scan_report(
 ) -> str:
     """The HTML page of predicted scans.
 
-    Names of files are told without the folders of this machine that they lie in. Pictures of slices
+    Names of files are told without the folders of this machine that they lie in, and with control
+    characters and undecodable bytes escaped, as all texts of the scans are. Pictures of slices
     are JPEG files in the page, which all together take at most about `IMAGE_BYTES`; masks are drawn
     by the page from their run lengths, at full resolution.
 
@@ -47,7 +49,7 @@ def scan_report(
     Returns:
       The text of the file; it needs no other and asks for none.
     """
-    results = [_without_folders(result) for result in results]
+    results = [renamed(_without_folders(result), visible) for result in results]
     slices = sum(len(result.slices) for result in results)
     limit = min(SLICE_BYTES, IMAGE_BYTES // max(slices, 1))
     sections = []

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import pathlib
 import struct
 import subprocess
 import sys
@@ -21,8 +22,11 @@ import nibabel
 import pydicom
 from pydicom import uid
 
+from ssm_jax.files import write_json, write_text_atomically
+from ssm_jax.report.scan import scan_report
 from ssm_jax.scans.open import open_scans
 from ssm_jax.scans.options import InputOptions
+from ssm_jax.scans.output import to_json
 from ssm_jax.scans.predict import predict_scan
 from tests.helpers.dicom_tools import BrightSpots, Series, chest, multi_frame, save, windowed
 
@@ -77,6 +81,31 @@ def test_one_odd_header_is_an_error_of_its_own(tmp_path, tag, vr, value):
     read, errors = told(open_scans([str(tmp_path)]))
     assert list(errors) == [str(paths[2])]
     np.testing.assert_array_equal(list(read.values()), windowed(np.delete(HU, 2, 0)))
+
+
+@pytest.mark.parametrize("place", [b"nan\\0\\5 ", b"0\\inf\\5 ", b"0\\0\\9e99"])
+def test_a_position_that_is_none_keeps_no_prediction_from_being_written(tmp_path, place):
+    paths = Series().write(tmp_path / "s", HU)
+    paths[2].write_bytes(replaced(paths[2].read_bytes(), (0x20, 0x32), b"DS", place))
+    scans = open_scans([str(tmp_path / "s")])
+    results = [predict_scan(BrightSpots(), scan) for scan in scans]
+    write_json(tmp_path / "predictions.json", to_json(results))
+    slices = json.loads((tmp_path / "predictions.json").read_text())["slices"]
+    assert sorted(entry["file"] for entry in slices) == sorted(map(str, paths.values()))
+    assert all("error" not in entry for entry in slices)
+    assert [entry["position"] is None for entry in slices].count(True) == 1
+
+
+def test_a_folder_whose_name_is_no_text_is_reported(tmp_path):
+    folder = pathlib.Path(os.fsdecode(bytes(tmp_path) + b"/s\xe9rie"))
+    paths = Series().write(folder, HU)
+    (scan,) = open_scans([str(folder)])
+    result = predict_scan(BrightSpots(), scan)
+    write_json(tmp_path / "predictions.json", to_json([result]))
+    slices = json.loads((tmp_path / "predictions.json").read_text())["slices"]
+    assert sorted(entry["file"] for entry in slices) == sorted(map(str, paths.values()))
+    write_text_atomically(tmp_path / "report.html", scan_report([result], {}, 0.5))
+    assert r"s\udce9rie" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_an_odd_text_loses_nothing(tmp_path):
