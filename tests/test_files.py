@@ -1,5 +1,6 @@
 """Files that are never half-written, JSON, and locks."""
 
+import errno
 import json
 import math
 import os
@@ -76,3 +77,13 @@ def test_a_lock_is_free_when_its_process_is_killed(tmp_path):
                 files.lock(path)
     with files.lock(path):
         pass
+
+
+def test_a_full_disk_tells_the_file(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/x\.json'"):
+        files.write_json(tmp_path / "x.json", {})
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from ssm_jax.files import naming
 from ssm_jax.ops import rle
 from ssm_jax.scans.dicom_seg import dicom_seg
 from ssm_jax.scans.nifti import NiftiVolume, nifti_in_place
@@ -68,12 +69,13 @@ def write_masks(
         return _write_pictures(result, folder)
     if kind == "nifti":
         path = folder / "lesions.nii.gz"
-        if scan.kind == "nifti":
-            _write_on_volume(result, scan, path)
-        elif scan.kind == "dicom" and scan.origin.planar:
-            _write_on_grid(result, scan, path)
-        else:
-            raise ScanError(f"{scan.name} does not tell where its slices lie; use --masks=png")
+        with naming(path):
+            if scan.kind == "nifti":
+                _write_on_volume(result, scan, path)
+            elif scan.kind == "dicom" and scan.origin.planar:
+                _write_on_grid(result, scan, path)
+            else:
+                raise ScanError(f"{scan.name} does not tell where its slices lie; use --masks=png")
         return [path]
     if kind == "dicom-seg":
         if scan.kind != "dicom":

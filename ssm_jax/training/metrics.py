@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from ssm_jax.files import json_ready, write_text_atomically
+from ssm_jax.files import json_ready, naming, write_text_atomically
 
 METRICS_LINES = "metrics.jsonl"
 METRICS_FILE = "metrics.json"
@@ -64,7 +63,7 @@ class MetricsWriter:
           metrics: flat; numbers go to both files, anything else to the JSON line only.
         """
         line = {"step": step, "kind": kind} | json_ready(metrics)
-        with _naming(self._path):
+        with naming(self._path):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
         self.write_scalars(step, kind, metrics)
@@ -79,7 +78,7 @@ class MetricsWriter:
 
     def flush(self) -> None:
         """Writes to the disk what TensorBoard is to show."""
-        with _naming(self._events_path):
+        with naming(self._events_path):
             self._events.flush()
         self._flushed = time.monotonic()
 
@@ -134,15 +133,6 @@ def _drop_lines_after(path: pathlib.Path, step: int, evaluated: bool) -> list[di
     kept = [line for line in lines if line.endswith("\n") and stays(line)]
     write_text_atomically(path, "".join(kept))
     return [json.loads(line) for line in kept]
-
-
-@contextlib.contextmanager
-def _naming(path: pathlib.Path) -> Iterator[None]:
-    """Has an error of the operating system, such as a full disk, tell the file."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_lines(workdir: str | os.PathLike) -> list[dict[str, Any]]:
