@@ -23,6 +23,7 @@ BN_STATISTICS = ("batch", "example")
 UPDATE_RULES = (1, 2, 3)
 COPY_RULES = ("best", "every_step", "ema", "never")
 SCHEDULES = ("constant", "cosine")
+THRESHOLD_RULES = ("none", "infection_dice", "ap50")  # the figure that is made largest
 # Backbones of the paper as configurations name them: depth, and residual stages kept (2: *, 3: **).
 VARIANTS = {
     "r18_2": ("resnet18", 2),
@@ -111,6 +112,8 @@ RUN_VALUES = {
     "eval.max_slices": COUNT,
     "eval.batch_size": whole(1, 65_536),
     "eval.score_threshold": SHARE,
+    "eval.choose_threshold": choice(*THRESHOLD_RULES),
+    "eval.threshold_slices": COUNT,
     "eval.nms_threshold": SHARE,
     "eval.bn_slices": COUNT,
     "eval.overlays": COUNT,
@@ -227,6 +230,8 @@ def default_config() -> ml_collections.ConfigDict:
     evaluation.max_slices = 0  # of each test split; 0: all
     evaluation.batch_size = 1  # slices predicted at once
     evaluation.score_threshold = 0.75  # detections have a larger score
+    evaluation.choose_threshold = "none"  # on training slices: none, infection_dice or ap50
+    evaluation.threshold_slices = 0  # training slices that it is chosen on; 0: all
     evaluation.nms_threshold = 0.5  # IoU above which the lower-scored detection is dropped
     evaluation.bn_slices = 0  # > 0: re-estimate BN statistics over so many training slices first
     evaluation.overlays = 6  # pictures written at the end

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -16,6 +16,9 @@ from ssm_jax.config import ModelConfig, default_config
 from ssm_jax.models.inference import make_classify_fn, make_predict_fn
 from ssm_jax.ops.masks import encode_masks
 from ssm_jax.ops.resizing import resize_bilinear, resized_shape
+
+if TYPE_CHECKING:
+    from ssm_jax.checkpoints import CheckpointInfo
 
 PADDING_MULTIPLE = 32  # sides of a canvas are multiples of it
 
@@ -234,21 +237,24 @@ def load(
     from ssm_jax.checkpoints import load_model
 
     model_config, variables, info = load_model(path)
-    of_run = thresholds(info.config)
+    of_run = thresholds(info)
     score = of_run[0] if score_threshold is None else score_threshold
     nms = of_run[1] if nms_threshold is None else nms_threshold
     return Predictor(model_config, variables, score, nms, masks, batch_size)
 
 
-def thresholds(run: Mapping[str, Any] | None) -> tuple[float, float]:
-    """Score and NMS threshold that a run was evaluated with: those its figures hold for.
+def thresholds(info: "CheckpointInfo") -> tuple[float, float]:
+    """Score and NMS threshold that a model was evaluated with: those its figures hold for.
+
+    Where the run chose its score threshold on training slices, it is that of the evaluation which
+    the checkpoint holds.
 
     Args:
-      run: its configuration, as a checkpoint has it; None for imported weights, whose thresholds
-        are the default configuration's.
+      info: of the checkpoint. Thresholds of imported weights are the default configuration's.
     """
-    settings = (run or default_config())["eval"]
-    return settings["score_threshold"], settings["nms_threshold"]
+    settings = (info.config or default_config())["eval"]
+    score = (info.metrics or {}).get("score_threshold", settings["score_threshold"])
+    return score, settings["nms_threshold"]
 
 
 def check_thresholds(score_threshold: float, nms_threshold: float) -> None:

@@ -53,7 +53,7 @@ def main(flags: Flags) -> None:
         output,
         model_config,
         variables,
-        **flags.model.thresholds(info.config),
+        **flags.model.thresholds(info),
         masks=flags.masks,
         input_type=flags.input_type,
         step=info.step if info.config else None,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from ssm_jax.scans.options import RULES
 
 if TYPE_CHECKING:
+    from ssm_jax.checkpoints import CheckpointInfo
     from ssm_jax.predictor import Predictor
 
 SHARE = {"least": 0, "most": 1}
@@ -66,11 +66,11 @@ class ModelFlags(CheckpointFlag):
     score_threshold: float | None = dataclasses.field(default=None, metadata=SHARE)
     nms_threshold: float | None = dataclasses.field(default=None, metadata=SHARE)
 
-    def thresholds(self, run: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Both thresholds, for a checkpoint of a run; see `ssm_jax.predictor.thresholds`."""
+    def thresholds(self, info: CheckpointInfo) -> dict[str, Any]:
+        """Both thresholds, for a checkpoint; see `ssm_jax.predictor.thresholds`."""
         from ssm_jax.predictor import thresholds
 
-        score, nms = thresholds(run)
+        score, nms = thresholds(info)
         return {
             "score_threshold": score if self.score_threshold is None else self.score_threshold,
             "nms_threshold": nms if self.nms_threshold is None else self.nms_threshold,
@@ -89,7 +89,7 @@ class Loaded:
         from ssm_jax.checkpoints import load_model
 
         self.config, self.variables, self.info = load_model(flags.checkpoint)
-        self._thresholds = flags.thresholds(self.info.config)
+        self._thresholds = flags.thresholds(self.info)
 
     def predictor(self, **settings: Any) -> Predictor:
         """Makes it ready; settings are those of `Predictor`, the thresholds aside."""

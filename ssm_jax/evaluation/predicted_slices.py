@@ -94,7 +94,7 @@ def evaluate(
     image_classes = short_names(predictor.model_config.image_classes)
     evaluator = Evaluator(image_classes, lesion_names(mask_type))
     for part, source in sources.items():
-        for batch in _batches(source, loading, stop, PARTS[part]):
+        for batch in slice_batches(source, loading, stop, PARTS[part]):
             images = [plain(example.image) for example in batch]
             if part == "seg":
                 for example, found in zip(batch, predictor.predict_batch(images), strict=True):
@@ -144,8 +144,12 @@ def grouped(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield group
 
 
-def _batches(source: Sequence, loading: Loading, stop: object, name: str) -> Iterator[list]:
-    """Batches of decoded slices, with a progress bar on a terminal."""
+def slice_batches(source: Sequence, loading: Loading, stop: object, name: str) -> Iterator[list]:
+    """Batches of decoded slices, with a progress bar of that name on a terminal.
+
+    Raises:
+      Stopped: `stop` became true.
+    """
     indices = loading.indices(source)
     slices = iterate_slices(source, indices, loading.threads, loading.prefetch)
     with tqdm(total=len(indices), desc=name, unit="slice", disable=None, leave=False) as bar:

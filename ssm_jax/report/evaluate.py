@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from ssm_jax.checkpoints import load_model
+from ssm_jax.checkpoints import CheckpointInfo, load_model
 from ssm_jax.config import ModelConfig, default_config
 from ssm_jax.data import DataError, open_datasets
 from ssm_jax.data.class_files import folder_paths
@@ -25,8 +26,9 @@ from ssm_jax.evaluation.predicted_slices import (
     evaluate,
     predicted_slice,
 )
+from ssm_jax.evaluation.thresholds import GRID, choose_threshold
 from ssm_jax.files import json_ready, write_json, write_text_atomically
-from ssm_jax.predictor import Predictor
+from ssm_jax.predictor import Predictor, thresholds
 from ssm_jax.report import facts, selection
 from ssm_jax.report.evaluation import report
 from ssm_jax.report.options import Options
@@ -68,41 +70,42 @@ def evaluate_checkpoint(
     started = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
     model_config, variables, info = load_model(checkpoint)
-    config = _config(model_config, info.config, options)
-    sources = _sources(config, options)
-    most = max(len(source) for source, _ in sources.values())
-    cpu = jax.default_backend() == "cpu"
-    predictor = Predictor(
+    config = _config(model_config, info, options)
+    sources, trained_on = _sources(config, options)
+    most = max(map(len, sources.values()))
+    # A batch is filled up, so that one of more slices than there are is a waste.
+    batch_size = min(options.batch_size, most) or (1 if jax.default_backend() == "cpu" else 8)
+    loading = Loading(options.max_slices, batch_size, config.data.threads, config.data.prefetch)
+    make = functools.partial(
+        Predictor,
         model_config,
         variables,
-        score_threshold=config.eval.score_threshold,
         nms_threshold=config.eval.nms_threshold,
-        # A batch is filled up, so that one of more slices than there are is a waste.
-        batch_size=min(options.batch_size, most) or (1 if cpu else 8),
-        roi_batch=model_config.image_classes > 0,
+        batch_size=batch_size,
     )
-    threads, prefetch = config.data.threads, config.data.prefetch
-    loading = Loading(options.max_slices, predictor.batch_size, threads, prefetch)
-    evaluator = evaluate(
-        {part: source for part, (source, _) in sources.items()},
-        predictor,
-        config.data.mask_type,
-        loading,
-    )
+    chosen = None
+    if options.choose_threshold != "none":
+        seen = dataclasses.replace(loading, max_slices=options.threshold_slices)
+        predictor = make(GRID[0])
+        chosen = choose_threshold(trained_on["seg"], predictor, options.choose_threshold, seen)
+        config.eval.score_threshold = chosen.score_threshold
+    predictor = make(config.eval.score_threshold, roi_batch=model_config.image_classes > 0)
+    evaluator = evaluate(sources, predictor, config.data.mask_type, loading)
     shown: list[PredictedSlice] = []
     data: dict[str, Any] = {}
-    for part, (source, training_slices) in sources.items():
+    for part, source in sources.items():
         shown += _shown(part, source, predictor, evaluator, loading, options)
         chosen = loading.indices(source)
         data[part] = facts.data_facts(source, config.data, part, options.split, chosen)
         known = info.config is not None and not getattr(options, f"{part}_dir")
-        data[part]["training_slices"] = training_slices if known else None
+        data[part]["training_slices"] = len(trained_on[part]) if known else None
     result = {
         "format": FORMAT,
         "version": VERSION,
         **all_figures(evaluator, options),
         "score_threshold": predictor.score_threshold,
         "nms_threshold": predictor.nms_threshold,
+        "threshold_choice": None if chosen is None else dataclasses.asdict(chosen),
         "model": facts.model_facts(model_config, variables, info),
         "data": data,
         "run": facts.run_facts(command, time.monotonic() - started),
@@ -113,16 +116,17 @@ def evaluate_checkpoint(
 
 
 def _config(
-    model: ModelConfig, run: Mapping[str, Any] | None, options: Options
+    model: ModelConfig, info: CheckpointInfo, options: Options
 ) -> ml_collections.ConfigDict:
     """The run's configuration, or the default one for imported weights, with the options."""
-    config = default_config()
+    config, run = default_config(), info.config
     for section in ("data", "eval"):
         config[section].update((run or {}).get(section, {}))
     config.model.update(dataclasses.asdict(model))
     if run is None and model.num_classes == 3:
         config.data.mask_type = "both"
-    if run is None and options.split != "train":
+    config.eval.score_threshold, config.eval.nms_threshold = thresholds(info)
+    if run is None and options.split != "train" and options.choose_threshold == "none":
         # Nothing was trained on the phantom, and what opens it wants two splits.
         for part in ("seg", "cls"):
             config.data.phantom[f"{part}_train"] = UNREAD_SLICES
@@ -136,10 +140,14 @@ def _config(
     return config
 
 
-def _sources(config: ml_collections.ConfigDict, options: Options) -> dict[str, tuple[Any, int]]:
-    """The splits to evaluate, by part, with the number of slices of the training split."""
+def _sources(
+    config: ml_collections.ConfigDict, options: Options
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The splits to evaluate, and those to train on, by part."""
     data, split = config.data, options.split
     wanted = [part for part in options.parts if part == "seg" or config.model.image_classes]
+    if options.choose_threshold != "none" and "seg" not in wanted:
+        raise ValueError("--choose_threshold is for segmentation slices; evaluate these too")
     if not wanted:
         raise ValueError("the model only segments; there are no classes to evaluate")
     which = "train" if split in ("train", data.train_split) else "test"
@@ -151,13 +159,18 @@ def _sources(config: ml_collections.ConfigDict, options: Options) -> dict[str, t
     if which == "test" and not all(
         (pathlib.Path(folder).expanduser() / data.train_split).is_dir() for folder in folders
     ):
+        if options.choose_threshold != "none":
+            raise DataError(
+                f"--choose_threshold needs training slices, and there is no folder "
+                f"{data.train_split!r} in {', '.join(folders)}"
+            )
         # Slices to train on are not needed here, but what opens data wants two splits.
         data.train_split = data.test_split
     datasets = open_datasets(config)
-    return {
-        part: (getattr(datasets, f"{part}_{which}"), len(getattr(datasets, f"{part}_train")))
-        for part in wanted
-    }
+    evaluated, trained_on = (
+        {part: getattr(datasets, f"{part}_{name}") for part in wanted} for name in (which, "train")
+    )
+    return evaluated, trained_on
 
 
 def _shown(

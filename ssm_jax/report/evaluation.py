@@ -132,7 +132,9 @@ def _segmentation(result: Mapping[str, Any]) -> Markup:
         ),
         "coco": (["", *coco.FIGURES], coco_rows),
     }
-    return _PARTS.segmentation(result, note, tables, _by_folder(result, _AP | _INFECTION))
+    titles = _AP | {"infection_dice": "infection Dice"}
+    folders = _by_folder(result, _AP | _INFECTION)
+    return _PARTS.segmentation(result, note, tables, folders, titles)
 
 
 def _by_folder(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ssm_jax.config import THRESHOLD_RULES
+
 
 def _field(default: Any, **metadata: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
@@ -22,6 +24,9 @@ class Options:
         Default: those of the run, or the phantom.
       data_dir: Where prepared data are kept. Default: as the run has it.
       score_threshold: Detections have a larger score. Default: as the run has it.
+      choose_threshold: Chooses the score threshold on training slices: the one where this figure is
+        largest. none: as --score_threshold.
+      threshold_slices: Training slices that it is chosen on, evenly spread; 0: all.
       nms_threshold: Of two detections with a larger IoU the lower-scored one is dropped. Default:
         as the run has it.
       parts: "seg", "cls" or both.
@@ -38,6 +43,8 @@ class Options:
     cls_dir: str = ""
     data_dir: str = ""
     score_threshold: float | None = _field(None, least=0, most=1)
+    choose_threshold: str = _field("none", choices=THRESHOLD_RULES)
+    threshold_slices: int = _field(0, least=0)
     nms_threshold: float | None = _field(None, least=0, most=1)
     parts: tuple[str, ...] = ("seg", "cls")
     max_slices: int = _field(0, least=0)

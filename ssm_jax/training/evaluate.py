@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping
@@ -16,9 +18,12 @@ from ssm_jax.config import ModelConfig
 from ssm_jax.data import Datasets
 from ssm_jax.data.batches import iterate_slices, segmentation_arrays, spread
 from ssm_jax.evaluation.predicted_slices import Loading, evaluate, grouped, predicted_slice
+from ssm_jax.evaluation.thresholds import GRID, choose_threshold
 from ssm_jax.predictor import Predictor
 from ssm_jax.training.interrupt import StopRequest
 from ssm_jax.training.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 
 def evaluate_variables(
@@ -40,17 +45,24 @@ def evaluate_variables(
       overlays: folder for pictures of `eval.overlays` slices, emptied first; None: no pictures.
 
     Returns:
-      The metrics of `Evaluator.metrics`, and the two thresholds they hold for.
+      The metrics of `Evaluator.metrics`, and "score_threshold" and "nms_threshold", which they hold
+      for.
 
     Raises:
       Stopped: the stop was requested.
     """
     data, settings = config.data, config.eval
-    thresholds = {
-        "score_threshold": settings.score_threshold,
-        "nms_threshold": settings.nms_threshold,
-    }
-    predictor = Predictor(model, variables, **thresholds, batch_size=settings.batch_size)
+    nms = {"nms_threshold": settings.nms_threshold}
+    score = {"score_threshold": settings.score_threshold}
+    make = functools.partial(Predictor, model, variables, **nms, batch_size=settings.batch_size)
+    if settings.choose_threshold != "none":
+        seen = Loading(settings.threshold_slices, settings.batch_size, data.threads, data.prefetch)
+        chosen = choose_threshold(
+            datasets.seg_train, make(GRID[0]), settings.choose_threshold, seen, stop
+        )
+        logger.info("%s", chosen)
+        score = {"score_threshold": chosen.score_threshold}
+    predictor = make(**score)
     loading = Loading(settings.max_slices, settings.batch_size, data.threads, data.prefetch)
     sources = {"seg": datasets.seg_test}
     if datasets.cls_test is not None:
@@ -58,7 +70,7 @@ def evaluate_variables(
     evaluator = evaluate(sources, predictor, data.mask_type, loading, stop)
     if overlays is not None and settings.overlays:
         _draw(overlays, sources, predictor, loading, settings.overlays)
-    return evaluator.metrics() | thresholds
+    return evaluator.metrics() | score | nms
 
 
 def _draw(

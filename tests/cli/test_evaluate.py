@@ -1,5 +1,6 @@
 """The program `evaluate`: what it writes, from a checkpoint to the comparison."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -263,8 +264,40 @@ def test_thresholds_are_those_of_the_run(run):
     assert (predictor.score_threshold, predictor.nms_threshold) == (0.0, 0.4)
     assert Loaded(ModelFlags(checkpoint=str(run[0]))).facts()["Score threshold"] == "0.05"
     given = ModelFlags(checkpoint=str(run[0]), nms_threshold=0.0)
-    assert given.thresholds(run[1].to_dict()) == {"score_threshold": 0.05, "nms_threshold": 0.0}
-    assert given.thresholds(None) == {"score_threshold": 0.75, "nms_threshold": 0.0}
+    info = Loaded(given).info
+    assert given.thresholds(info) == {"score_threshold": 0.05, "nms_threshold": 0.0}
+    chosen = dataclasses.replace(info, metrics={"score_threshold": 0.31})  # on training slices
+    assert given.thresholds(chosen) == {"score_threshold": 0.31, "nms_threshold": 0.0}
+    imported = dataclasses.replace(info, config=None)
+    assert given.thresholds(imported) == {"score_threshold": 0.75, "nms_threshold": 0.0}
+
+
+def test_a_threshold_chosen_on_training_slices(run, folders, tmp_path):
+    """It is used, told, and gives the figures of an evaluation at that threshold."""
+    flags = {"parts": ("seg",), "samples": 0, "overlays": 0}
+    options = Options(choose_threshold="ap50", **flags)
+    result = evaluate_checkpoint(str(run[0]), tmp_path, options)
+    choice = result["threshold_choice"]
+    assert (choice["criterion"], choice["slices"]) == ("ap50", 3)
+    assert result["score_threshold"] == choice["score_threshold"]
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "chosen on 3 training slices: AP@0.5 is largest there" in text
+    given = Options(split="train", score_threshold=choice["score_threshold"], **flags)
+    again = evaluate_checkpoint(str(run[0]), tmp_path / "again", given)
+    assert again["ap50"] == pytest.approx(choice["value"])
+    assert again["threshold_choice"] is None
+    for seg in ((), ("seg",)):
+        with pytest.raises(ValueError, match="--choose_threshold"):
+            evaluate_checkpoint(
+                str(run[0]),
+                tmp_path,
+                Options(
+                    split="held",
+                    choose_threshold="ap50",
+                    parts=seg or ("cls",),
+                    seg_dir=str(tmp_path / "none"),
+                ),
+            )
 
 
 def test_mistakes_are_one_line(tmp_path):
