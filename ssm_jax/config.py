@@ -108,6 +108,7 @@ RUN_VALUES = {
     "train.update_rule": choice(*UPDATE_RULES),
     "train.copy_rule": choice(*COPY_RULES),
     "train.copy_ema": SHARE,
+    "train.ema_decay": SHARE,
     "eval.every_steps": COUNT,
     "eval.max_slices": COUNT,
     "eval.batch_size": whole(1, 65_536),
@@ -224,6 +225,7 @@ def default_config() -> ml_collections.ConfigDict:
     train.update_rule = 2  # classification step: 1 S; 2 S + backbone and FPN; 3 S + backbone BN
     train.copy_rule = "best"  # segmentation -> classification branch: best, every_step, ema, never
     train.copy_ema = 0.99  # decay of copy_rule ema
+    train.ema_decay = 0.0  # > 0: an average of all weights with this decay is what is evaluated
 
     config.eval = evaluation = ml_collections.ConfigDict()
     evaluation.every_steps = 0  # 0: once an epoch

@@ -79,12 +79,11 @@ def jit_step(step: Callable, mesh: Mesh | None) -> Callable:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return step(state, batch)
 
-    replicated, split = NamedSharding(mesh, REPLICATED), NamedSharding(mesh, SPLIT)
     return jax.jit(
         partitioned,
         donate_argnums=0,
-        in_shardings=(replicated, split),
-        out_shardings=replicated,
+        in_shardings=(replicated(mesh), NamedSharding(mesh, SPLIT)),
+        out_shardings=replicated(mesh),
     )
 
 
@@ -131,15 +130,19 @@ def total(tree: T) -> T:
     return tree if jax.sharding.get_abstract_mesh().empty else lax.psum(tree, AXIS)
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole of an array on every device."""
+    return NamedSharding(mesh, REPLICATED)
+
+
 def replicate(tree: T, mesh: Mesh | None) -> T:
     """Puts a pytree of arrays, the same in all processes, on every device."""
     if mesh is None:
         return tree
-    sharding = NamedSharding(mesh, REPLICATED)
 
     def put(array):
         host = np.asarray(array)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+        return jax.make_array_from_callback(host.shape, replicated(mesh), lambda index: host[index])
 
     return jax.tree.map(put, tree)
 

@@ -83,12 +83,12 @@ def evaluate_checkpoint(
         nms_threshold=config.eval.nms_threshold,
         batch_size=batch_size,
     )
-    chosen = None
+    choice = None
     if options.choose_threshold != "none":
         seen = dataclasses.replace(loading, max_slices=options.threshold_slices)
         predictor = make(GRID[0])
-        chosen = choose_threshold(trained_on["seg"], predictor, options.choose_threshold, seen)
-        config.eval.score_threshold = chosen.score_threshold
+        choice = choose_threshold(trained_on["seg"], predictor, options.choose_threshold, seen)
+        config.eval.score_threshold = choice.score_threshold
     predictor = make(config.eval.score_threshold, roi_batch=model_config.image_classes > 0)
     evaluator = evaluate(sources, predictor, config.data.mask_type, loading)
     shown: list[PredictedSlice] = []
@@ -105,7 +105,7 @@ def evaluate_checkpoint(
         **all_figures(evaluator, options),
         "score_threshold": predictor.score_threshold,
         "nms_threshold": predictor.nms_threshold,
-        "threshold_choice": None if chosen is None else dataclasses.asdict(chosen),
+        "threshold_choice": None if choice is None else dataclasses.asdict(choice),
         "model": facts.model_facts(model_config, variables, info),
         "data": data,
         "run": facts.run_facts(command, time.monotonic() - started),

@@ -13,17 +13,27 @@ import ml_collections
 import numpy as np
 
 from ssm_jax import visualize
-from ssm_jax.classes import long_names
+from ssm_jax.classes import long_names, short_names
 from ssm_jax.config import ModelConfig
 from ssm_jax.data import Datasets
 from ssm_jax.data.batches import iterate_slices, segmentation_arrays, spread
+from ssm_jax.evaluation.evaluator import ranking_figures
 from ssm_jax.evaluation.predicted_slices import Loading, evaluate, grouped, predicted_slice
 from ssm_jax.evaluation.thresholds import GRID, choose_threshold
 from ssm_jax.predictor import Predictor
 from ssm_jax.training.interrupt import StopRequest
-from ssm_jax.training.state import TrainState
 
 logger = logging.getLogger(__name__)
+
+
+def check_best_metric(name: str, model: ModelConfig) -> None:
+    """Raises ValueError for a metric that no evaluation of the model gives; "" is none."""
+    possible = ranking_figures(short_names(model.image_classes))
+    if name and name not in possible:
+        raise ValueError(
+            f"config.checkpoint.best_metric={name!r} is not possible; choose from "
+            f"{', '.join(possible)}, or '' for none"
+        )
 
 
 def evaluate_variables(
@@ -103,7 +113,10 @@ def _draw(
 
 
 def reestimated_batch_stats(
-    config: ml_collections.ConfigDict, datasets: Datasets, state: TrainState, estimator: Callable
+    config: ml_collections.ConfigDict,
+    datasets: Datasets,
+    weights: Mapping[str, Any],
+    estimator: Callable,
 ) -> Any:
     """BN statistics of the weights as they are now, over `eval.bn_slices` training slices.
 
@@ -113,11 +126,11 @@ def reestimated_batch_stats(
     Args:
       config: of the run.
       datasets: of the run.
-      state: parameters, and the running statistics to start from.
-      estimator: from `steps.make_bn_estimator`.
+      weights: "params", and the running "batch_stats" to start from.
+      estimator: from `averaging.make_bn_estimator`.
 
     Returns:
-      A tree like `state.batch_stats`.
+      A tree like these "batch_stats".
     """
     source, size = datasets.seg_train, config.train.batch_size
     usable = np.flatnonzero(source.object_counts)
@@ -125,9 +138,9 @@ def reestimated_batch_stats(
     count = max(min(config.eval.bn_slices, len(usable)) // size, 1) * size
     chosen = np.resize(usable[spread(len(usable), count)], count)
     slices = iterate_slices(source, chosen, config.data.threads, config.data.prefetch)
-    average = state.batch_stats
+    average = weights["batch_stats"]
     for seen, group in enumerate(grouped(slices, size)):
         arrays = [segmentation_arrays(example, datasets) for example in group]
         images, sizes = (np.stack([a[name] for a in arrays]) for name in ("image", "image_size"))
-        average = estimator(state.params, average, images, sizes, np.float32(seen))
+        average = estimator(weights["params"], average, images, sizes, np.float32(seen))
     return average

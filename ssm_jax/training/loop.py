@@ -28,22 +28,26 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ssm_jax import sharding
-from ssm_jax.classes import short_names
 from ssm_jax.config import ModelConfig, validate
 from ssm_jax.data import Datasets, TrainBatches, make_train_iterator, open_datasets
-from ssm_jax.evaluation.evaluator import ranking_figures, summary
+from ssm_jax.evaluation.evaluator import summary
 from ssm_jax.evaluation.predicted_slices import Stopped
 from ssm_jax.files import json_ready, write_json
 from ssm_jax.training import initialize
 from ssm_jax.training import workdir as workdir_lib
-from ssm_jax.training.evaluate import evaluate_variables, reestimated_batch_stats
+from ssm_jax.training.averaging import make_averaging, make_bn_estimator, with_average
+from ssm_jax.training.evaluate import (
+    check_best_metric,
+    evaluate_variables,
+    reestimated_batch_stats,
+)
 from ssm_jax.training.interrupt import StopRequest
 from ssm_jax.training.metrics import METRICS_FILE, MetricsWindow, MetricsWriter, SilentWriter
 from ssm_jax.training.plan import Plan
 from ssm_jax.training.progress import Progress
 from ssm_jax.training.run_checkpoints import RunCheckpoints
 from ssm_jax.training.state import TrainState, create_state
-from ssm_jax.training.steps import make_bn_estimator, make_steps
+from ssm_jax.training.steps import make_steps
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +86,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict
             else:
                 cls_batch = sharding.split_batch(batch["cls"], run.mesh)
                 state, cls_metrics = steps["cls"](state, cls_batch)
+            state = run.averaged(state)
             step += 1
             # Metrics are looked at one iteration late: the device is never left without work.
             run.settle(pending)
@@ -116,7 +121,7 @@ def _set_up(
     """
     started = time.monotonic()
     model = validate(config)
-    _check_best_metric(config.checkpoint.best_metric, model)
+    check_best_metric(config.checkpoint.best_metric, model)
     initialize.require_pretrained(config)
     mesh = sharding.training_mesh(config.train.batch_size)
     first = jax.process_index() == 0
@@ -130,7 +135,8 @@ def _set_up(
         RunCheckpoints(workdir, config.checkpoint.keep_last, config.checkpoint.best_metric)
     )
     make_state = functools.partial(create_state, model, jax.random.key(config.seed))
-    shapes = jax.eval_shape(make_state)
+    decay = config.train.ema_decay
+    shapes = jax.eval_shape(lambda: with_average(make_state(), decay))
     resumed = checkpoints.restore(shapes)
     step = 0 if resumed is None else int(resumed.state.step)
     if resumed is None:
@@ -147,7 +153,7 @@ def _set_up(
     if step < plan.total:
         compiling = _start_compiling(config, model, plan, datasets, shapes, mesh)
     if resumed is None:
-        state = initialize.take_over(make_state(), weights)
+        state = with_average(initialize.take_over(make_state(), weights), decay)
     else:
         state, seconds = resumed.state, resumed.seconds
         loader.set_state(resumed.loop["loader"])
@@ -203,8 +209,13 @@ class _Run:
     started: float | None
 
     def __post_init__(self):
-        wanted = self.config.eval.bn_slices > 0
-        self.estimator = make_bn_estimator(self.model) if wanted else None
+        self.reestimated = None
+        if self.config.eval.bn_slices:
+            estimator = make_bn_estimator(self.model)
+            self.reestimated = functools.partial(
+                reestimated_batch_stats, self.config, self.datasets, estimator=estimator
+            )
+        self.averaged = make_averaging(self.config.train.ema_decay, self.mesh)
         self.agreed = False  # among several processes, to stop
 
     def compiled_steps(self) -> dict[str, Callable]:
@@ -254,16 +265,15 @@ class _Run:
         """
         logger.info("step %d: evaluating", step)
         # Every process evaluates for itself: all have to know the metrics, which rank checkpoints.
-        state = sharding.local_copy(state, self.mesh)
+        weights = dict(sharding.local_copy(state.evaluated, self.mesh))
         first, alone = jax.process_index() == 0, jax.process_count() == 1
-        batch_stats = state.batch_stats
-        if self.estimator is not None:
-            batch_stats = reestimated_batch_stats(self.config, self.datasets, state, self.estimator)
+        if self.reestimated is not None:
+            weights["batch_stats"] = self.reestimated(weights)
         metrics = evaluate_variables(
             self.config,
             self.model,
             self.datasets,
-            {"params": state.params, "batch_stats": batch_stats},
+            weights,
             stop=self.stop if alone else None,
             overlays=self.workdir / "overlays" if first and step == self.plan.total else None,
         )
@@ -272,7 +282,7 @@ class _Run:
         if first:
             write_json(self.workdir / METRICS_FILE, metrics)
         logger.info("step %d: %s", step, summary(metrics))
-        return batch_stats, metrics
+        return weights["batch_stats"], metrics
 
     def save(
         self, state: TrainState, batch_stats: Any = None, metrics: dict[str, Any] | None = None
@@ -349,16 +359,6 @@ def _start_compiling(
     }
     pool.shutdown(wait=False)
     return futures
-
-
-def _check_best_metric(name: str, model: ModelConfig) -> None:
-    """Raises ValueError for a metric that no evaluation of the model gives; "" is none."""
-    possible = ranking_figures(short_names(model.image_classes))
-    if name and name not in possible:
-        raise ValueError(
-            f"config.checkpoint.best_metric={name!r} is not possible; choose from "
-            f"{', '.join(possible)}, or '' for none"
-        )
 
 
 def _log_sources(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:

@@ -91,7 +91,7 @@ class RunCheckpoints:
           state: of the run; it may be donated as soon as this returns.
           config: of the run, as nested dicts that JSON can hold, with a section `model`.
           loop: what else the run needs to go on, as JSON can hold.
-          batch_stats: BN statistics for inference; None: those of the state.
+          batch_stats: BN statistics for inference; None: those of the state, or of its average.
           metrics: the evaluation at this step, as JSON can hold.
           seconds: of training so far; None where unknown.
 
@@ -100,12 +100,10 @@ class RunCheckpoints:
         """
         self.wait()
         host = jax.tree.map(lambda array: np.array(array, copy=True), state)
-        stats = host.batch_stats if batch_stats is None else jax.tree.map(np.array, batch_stats)
-        names = [field.name for field in dataclasses.fields(host) if field.name != "params"]
-        trees = {
-            "model": {"params": host.params, "batch_stats": stats},
-            "training": {name: getattr(host, name) for name in names},
-        }
+        model = dict(host.evaluated)
+        if batch_stats is not None:
+            model["batch_stats"] = jax.tree.map(np.array, batch_stats)
+        trees = {"model": model, "training": _training_item(host)}
         documents = {
             "config": checkpoints.config_item(config["model"], config),
             "loop": dict(loop),
@@ -183,13 +181,14 @@ class RunCheckpoints:
                 f"{path} holds weights without a training state (imported ones, perhaps); a run "
                 "cannot be resumed from it"
             )
-        names = [f.name for f in dataclasses.fields(like) if f.name != "params"]
-        trees = {
-            "model": {"params": like.params, "batch_stats": like.batch_stats},
-            "training": {name: getattr(like, name) for name in names},
-        }
+        trees = {"model": dict(like.evaluated), "training": _training_item(like)}
         items = checkpoints.read_items(path, trees, documents=["loop"], optional=["time"])
-        state = like.replace(params=items["model"]["params"], **items["training"])
+        fields, params = items["training"], items["model"]["params"]
+        if like.average is None:
+            fields["params"] = params
+        else:
+            fields["average"] |= {"params": params}
+        state = like.replace(**fields)
         state = jax.device_put(state, jax.local_devices()[0])
         return Resumed(state, items["loop"], (items["time"] or {}).get("seconds"))
 
@@ -223,6 +222,16 @@ class RunCheckpoints:
                 + ("nothing was saved yet" if kept is None else f"step {kept} is saved")
                 + ". Make room and start again to go on"
             )
+
+
+def _training_item(state: TrainState) -> dict[str, Any]:
+    """What a state holds beside the parameters for inference: its own, or those of its average."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    average = fields.pop("average")
+    if average is None:
+        del fields["params"]
+        return fields
+    return fields | {"average": {"batch_stats": average["batch_stats"]}}
 
 
 def _metrics_of(step_folder: pathlib.Path) -> dict[str, Any] | None:

@@ -26,6 +26,7 @@ class TrainState(flax.struct.PyTreeNode):
       opt_state: optimizer state by parameter group.
       best_seg_loss: the smallest segmentation loss so far.
       key: data of the run's PRNG key; step keys are folded out of it.
+      average: {"params": ..., "batch_stats": ...} averaged over the iterations; None: not wanted.
     """
 
     step: Int32[Array, ""]
@@ -34,6 +35,14 @@ class TrainState(flax.struct.PyTreeNode):
     opt_state: Any
     best_seg_loss: Float32[Array, ""]
     key: UInt32[Array, "n"]
+    average: Any = None
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """The weights that are evaluated and handed on, {"params": ..., "batch_stats": ...}: the
+        average, or where there is none those of the last iteration.
+        """
+        return self.average or {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def create_state(model: ModelConfig, key: PRNGKeyArray) -> TrainState:

@@ -5,7 +5,6 @@ segmentation branch into the classification branch when its loss is the best so 
 classification step trains module S and, by update rule, the backbone.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -336,39 +335,6 @@ def classification_loss(
     correct = (logits.argmax(axis=-1) == batch["label"]).mean()
     metrics = {"loss_cls": loss, "cls_correct": correct, "roi_batch_empty": empty.sum()}
     return loss, metrics
-
-
-def make_bn_estimator(model: ModelConfig) -> Callable:
-    """Builds the re-estimation of BN statistics over a set of slices.
-
-    At batch size 1 and a high learning rate the running statistics lag behind the weights; the
-    plain average over some slices, taken with the final weights, does not.
-
-    Args:
-      model: whose statistics they are.
-
-    Returns:
-      estimate(params, average, images [B, H, W, C], image_sizes [B, 2], seen) -> average, where
-      `average` is a tree like batch_stats that holds the mean over the `seen` batches before this
-      one. Start with the running statistics and seen = 0; jitted.
-    """
-    model = dataclasses.replace(model, bn_momentum=1.0)
-
-    @jax.jit
-    def estimate(params, average, images, image_sizes, seen):
-        variables = {"params": params, "batch_stats": average}
-        _, updated = ssm.stage(
-            model, variables, "extract", images, image_sizes, train=True, mutable=["batch_stats"]
-        )
-
-        def mix(old, batch):
-            # Update counts are integers, and stay.
-            is_count = jnp.issubdtype(old.dtype, jnp.integer)
-            return old if is_count else old + (batch - old) / (seen + 1)
-
-        return jax.tree.map(mix, average, updated["batch_stats"])
-
-    return estimate
 
 
 def _step_key(state: TrainState, purpose: int) -> Key[Array, ""]:

@@ -439,16 +439,16 @@ def test_bn_statistics_come_from_training_slices_with_lesions(data_dir):
         seen.append(images[0, ..., 0])
         return average + (images.mean() - average) / (count + 1)
 
-    state = TrainState(0, {}, np.float64(99), {}, 0, 0)
+    weights = {"params": {}, "batch_stats": np.float64(99)}
     with_lesions = [e.image[..., 0] for e in datasets.seg_train if len(e.boxes)]
     assert 2 < len(with_lesions) < len(datasets.seg_train)
     config.eval.bn_slices = 100
-    mean = reestimated_batch_stats(config, datasets, state, estimator)
+    mean = reestimated_batch_stats(config, datasets, weights, estimator)
     np.testing.assert_array_equal(seen, with_lesions)
     assert mean == pytest.approx(np.mean(with_lesions))
     seen.clear()
     config.eval.bn_slices = 2
-    reestimated_batch_stats(config, datasets, state, estimator)
+    reestimated_batch_stats(config, datasets, weights, estimator)
     assert len(seen) == 2
 
 
