@@ -31,7 +31,9 @@ setup(
     packages=[*find_packages(include=["ssm_jax*"]), "ssm_jax.configs"],
     # The configurations lie at the top of the checkout, and in the package where it is installed.
     package_dir={"ssm_jax.configs": "configs"},
-    package_data={"ssm_jax": ["**/*.css", "**/*.html", "**/*.js", "**/*.json"]},
+    package_data={
+        "ssm_jax": [f"**/*.{kind}" for kind in ("css", "html", "js", "json", "md", "npz")]
+    },
     install_requires=[
         "absl-py>=2.1,<3",
         "array-record>=0.5,<1",

@@ -349,7 +349,7 @@ def _read_arrays(step_folder: pathlib.Path, item: str, like: Any) -> Any:
         raise CheckpointError(
             f"{step_folder} cannot be restored, it is damaged or of another model: {_reason(error)}"
         ) from error
-    _check_arrays(step_folder, shapes, found)
+    check_arrays(step_folder, shapes, found)
     return found
 
 
@@ -357,7 +357,7 @@ def _reason(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def _check_arrays(step_folder: pathlib.Path, wanted: Any, found: Any) -> None:
+def check_arrays(where: pathlib.Path, wanted: Any, found: Any) -> None:
     """Raises CheckpointError for the first array of another shape or type, or not finite."""
 
     def check(path, x, y):
@@ -365,10 +365,10 @@ def _check_arrays(step_folder: pathlib.Path, wanted: Any, found: Any) -> None:
         y = np.asarray(y)
         if y.shape != x.shape or y.dtype != x.dtype:
             raise CheckpointError(
-                f"{step_folder} is of another model: {name} is {y.dtype}{list(y.shape)}, not {x}"
+                f"{where} is of another model: {name} is {y.dtype}{list(y.shape)}, not {x}"
             )
         if not np.issubdtype(y.dtype, np.integer) and not np.isfinite(y).all():
-            raise CheckpointError(f"{step_folder} is damaged: {name} is not finite")
+            raise CheckpointError(f"{where} is damaged: {name} is not finite")
 
     jax.tree_util.tree_map_with_path(check, wanted, found)
 

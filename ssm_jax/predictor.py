@@ -210,17 +210,18 @@ class Predictor:
 
 
 def load(
-    path: str | os.PathLike,
+    path: str | os.PathLike | None = None,
     score_threshold: float | None = None,
     nms_threshold: float | None = None,
     masks: bool = True,
     batch_size: int = 1,
 ) -> Predictor:
-    """The model of a checkpoint, ready to be called.
+    """The model of a checkpoint, or the one that comes with the package, ready to be called.
 
     Args:
       path: a run's working directory (its best checkpoint, or else the latest), its folder of
-        checkpoints, or the folder of one step.
+        checkpoints, or the folder of one step. None: the model that comes with the package;
+        `ssm_jax.box.facts()` tells its limits.
       score_threshold: detections have a larger score; None: see `thresholds`.
       nms_threshold: IoU above which the lower-scored box is dropped; None: see `thresholds`.
       masks: whether to predict masks.
@@ -234,9 +235,9 @@ def load(
       CheckpointError: no checkpoint there, not ours, or damaged.
       ValueError: a threshold outside [0, 1].
     """
-    from ssm_jax.checkpoints import load_model
+    from ssm_jax.box import open_model
 
-    model_config, variables, info = load_model(path)
+    model_config, variables, info = open_model(path)
     of_run = thresholds(info)
     score = of_run[0] if score_threshold is None else score_threshold
     nms = of_run[1] if nms_threshold is None else nms_threshold

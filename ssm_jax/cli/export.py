@@ -44,10 +44,10 @@ def main(flags: Flags) -> None:
     output = flags.output
     common.require_absent(output)
     common.start_jax()
-    from ssm_jax import checkpoints
+    from ssm_jax import box
     from ssm_jax.interop import portable
 
-    model_config, variables, info = checkpoints.load_model(flags.model.checkpoint)
+    model_config, variables, info = box.open_model(flags.model.checkpoint)
     output.parent.mkdir(parents=True, exist_ok=True)
     facts = portable.write(
         output,

@@ -53,18 +53,26 @@ def require_folder(checkpoint: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelFlags(CheckpointFlag):
+class ModelFlags:
     """Which model, and what counts as a detection.
 
     Attributes:
+      checkpoint: A run's working directory, its folder of checkpoints, or the folder of one step.
+        Of several the best is taken, or the latest where none was evaluated. Default: the model
+        that comes with the package, whose limits are told.
       score_threshold: Detections have a larger score. Default: as the run was evaluated, or 0.75
         for imported weights.
       nms_threshold: Of two detections with a larger IoU the lower-scored one is dropped. Default:
         as the run was evaluated, or 0.5 for imported weights.
     """
 
+    checkpoint: str | None = None
     score_threshold: float | None = dataclasses.field(default=None, metadata=SHARE)
     nms_threshold: float | None = dataclasses.field(default=None, metadata=SHARE)
+
+    def __post_init__(self):
+        if self.checkpoint is not None:
+            require_folder(self.checkpoint)
 
     def thresholds(self, info: CheckpointInfo) -> dict[str, Any]:
         """Both thresholds, for a checkpoint; see `ssm_jax.predictor.thresholds`."""
@@ -78,7 +86,11 @@ class ModelFlags(CheckpointFlag):
 
 
 class Loaded:
-    """The model that flags name, read from its checkpoint."""
+    """The model that flags name, read from its checkpoint or from the box.
+
+    Attributes:
+      box: what is told of the model in the box; None for another one.
+    """
 
     def __init__(self, flags: ModelFlags):
         """Reads it.
@@ -86,9 +98,10 @@ class Loaded:
         Raises:
           CheckpointError: no checkpoint there, not ours, or damaged.
         """
-        from ssm_jax.checkpoints import load_model
+        from ssm_jax import box
 
-        self.config, self.variables, self.info = load_model(flags.checkpoint)
+        self.config, self.variables, self.info = box.open_model(flags.checkpoint)
+        self.box = box.facts() if flags.checkpoint is None else None
         self._thresholds = flags.thresholds(self.info)
 
     def predictor(self, **settings: Any) -> Predictor:
@@ -96,6 +109,15 @@ class Loaded:
         from ssm_jax.predictor import Predictor
 
         return Predictor(self.config, self.variables, **self._thresholds, **settings)
+
+    def notices(self) -> list[str]:
+        """Lines that a user has to see before results: of the model in the box, its limits."""
+        if self.box is None:
+            return []
+        first = (
+            f"no --checkpoint is given: this is the model that comes with ssm-jax, {self.box.name}"
+        )
+        return [first, *self.box.limits, f"Its weights: {self.box.license}"]
 
     def facts(self) -> dict[str, str]:
         """Lines for people about the model: label and value, in reading order."""
@@ -105,9 +127,14 @@ class Loaded:
 
         config, info = self.config, self.info
         count = sum(x.size for x in jax.tree.leaves(self.variables["params"]))
+        boxed = {}
+        if self.box is not None:
+            boxed = {"Model": self.box.name, "Limits": " ".join(self.box.limits)}
+            boxed |= {"Weights": self.box.license}
         return {
             # Reports tell no folders of this machine.
             "Checkpoint": "/".join(info.path.parts[-3:]),
+            **boxed,
             "Iteration": str(info.step) if info.config else "imported",
             "Network": f"{config.backbone}, {config.blocks} blocks, {count:,} parameters",
             "Classes": ", ".join(long_names(config.image_classes)) or "none: it only segments",

@@ -1,7 +1,8 @@
 """Finds lesions and the class of CT slices and whole scans with a trained model.
 
 Takes DICOM (files, series, many frames), NIfTI, PNG, JPEG and TIFF: files, folders, patterns and
-zips. Writes `predictions.json` into the output folder, an object of two lists:
+zips. Without --checkpoint it is the model that comes with the package. Writes `predictions.json`
+into the output folder, an object of two lists:
 
 slices: one object a slice: file, scan (its place in the other list), position (millimeters along
 the patient), height, width, class_logits, class_probabilities, predicted_class (0 normal, 1 common
@@ -15,12 +16,15 @@ scans: one object a scan: name, kind, facts, warnings (what was assumed or is mi
 class_probabilities by --rule, slices_per_class, lesion_ml, lung_share, body_share (of the lesions'
 volume inside of the body) and the most telling slices.
 
+And of the model that comes with the package an object, model: name, limits and license.
+
 Files are readable by their owner alone. Of absolute inputs the folder that they share is not named.
 
 DICOM and NIfTI need the extra ssm-jax[medical]. Not a medical device.
 
 Examples:
 
+    ssm-jax predict --inputs=scan.nii.gz --output_dir=out
     ssm-jax predict --checkpoint=runs/demo --inputs=slice.png --output_dir=out
     ssm-jax predict --checkpoint=runs/demo --inputs=series/ --output_dir=out \\
         --masks=nifti --masks=dicom-seg --report=report.html
@@ -240,6 +244,8 @@ def predict(flags: Flags) -> None:
     from ssm_jax.scans.result import renamed
 
     model = Loaded(flags.model)
+    for line in model.notices():
+        print(f"note: {line}", file=sys.stderr)
     opened = open_scans([*flags.inputs], options)
     scans = [scan for scan in opened if not scan.error]
     # A CPU gains nothing from batches; an accelerator does.
@@ -258,6 +264,8 @@ def predict(flags: Flags) -> None:
     ]
     results = [renamed(result, short) for result in results]
     content = to_json(results, failed)
+    if model.box is not None:
+        content["model"] = dataclasses.asdict(model.box)
     write_json(output / "predictions.json", content)
     if flags.report:
         from ssm_jax.report.scan import scan_report

@@ -7,6 +7,7 @@ Needs the extra ssm-jax[serve], and ssm-jax[medical] for DICOM and NIfTI. Not a 
 
 Examples:
 
+    ssm-jax serve
     ssm-jax serve --checkpoint=runs/demo
     ssm-jax serve --checkpoint=runs/demo --port=9000 --score_threshold=0.5
 """
@@ -66,6 +67,8 @@ def make_model(flags: Flags, readers):
 
     batch_size = 1 if jax.default_backend() == "cpu" else 8
     model = Loaded(flags.model)
+    for line in model.notices():
+        LOG.warning("%s", line)
     predictor = model.predictor(batch_size=batch_size)
     size = predictor.model_config.image_size
     predictor(np.zeros((size, size), np.uint8))

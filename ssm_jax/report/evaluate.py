@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from ssm_jax.checkpoints import CheckpointInfo, load_model
-from ssm_jax.config import ModelConfig, default_config
+from ssm_jax.config import ModelConfig
 from ssm_jax.data import DataError, open_datasets
 from ssm_jax.data.class_files import folder_paths
 from ssm_jax.evaluation import coco, patients
@@ -70,8 +70,8 @@ def evaluate_checkpoint(
     started = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
     model_config, variables, info = load_model(checkpoint)
-    config = _config(model_config, info, options)
-    sources, trained_on = _sources(config, options)
+    config = config_of(model_config, info, options)
+    sources, trained_on = sources_of(config, options)
     most = max(map(len, sources.values()))
     # A batch is filled up, so that one of more slices than there are is a waste.
     batch_size = min(options.batch_size, most) or (1 if jax.default_backend() == "cpu" else 8)
@@ -115,11 +115,20 @@ def evaluate_checkpoint(
     return result
 
 
-def _config(
+def config_of(
     model: ModelConfig, info: CheckpointInfo, options: Options
 ) -> ml_collections.ConfigDict:
-    """The run's configuration, or the default one for imported weights, with the options."""
-    config, run = default_config(), info.config
+    """The configuration that an evaluation goes by.
+
+    Args:
+      model: of the checkpoint.
+      info: of the checkpoint.
+      options: data, split and thresholds are read.
+
+    Returns:
+      The run's configuration, or the default one for imported weights, with the options.
+    """
+    config, run = defaultconfig_of(), info.config
     for section in ("data", "eval"):
         config[section].update((run or {}).get(section, {}))
     config.model.update(dataclasses.asdict(model))
@@ -140,10 +149,22 @@ def _config(
     return config
 
 
-def _sources(
+def sources_of(
     config: ml_collections.ConfigDict, options: Options
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The splits to evaluate, and those to train on, by part."""
+    """The slices that an evaluation is about.
+
+    Args:
+      config: from `config_of`; names of splits may be changed.
+      options: split and parts are read.
+
+    Returns:
+      Part ("seg", "cls") -> the split to evaluate, and the same of the split to train on.
+
+    Raises:
+      DataError: unusable data, or a split that is not there.
+      ValueError: no part that the model has, or no training slices to choose a threshold on.
+    """
     data, split = config.data, options.split
     wanted = [part for part in options.parts if part == "seg" or config.model.image_classes]
     if options.choose_threshold != "none" and "seg" not in wanted:

@@ -23,6 +23,7 @@ def site_packages(tmp_path_factory):
     for name in SOURCES:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, root / "checkout" / name, ignore=ignored)
+    (root / "checkout" / "ssm_jax" / "box" / "model.npz").touch()  # there or not, it would go along
     for name in FILES:
         shutil.copy(ROOT / name, root / "checkout" / name)
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
@@ -55,6 +56,10 @@ def test_all_of_the_package(site_packages):
         for path in there:
             packed = site_packages / target / path.relative_to(ROOT / source)
             assert packed.read_bytes() == path.read_bytes()
+
+
+def test_the_model_in_the_box(site_packages):
+    assert (site_packages / "ssm_jax" / "box" / "model.npz").is_file()
 
 
 def test_metadata(site_packages):
