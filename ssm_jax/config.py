@@ -76,6 +76,8 @@ RUN_VALUES = {
     "data.data_dir": PATH,
     "data.train_split": NAME,
     "data.test_split": NAME,
+    "data.dev_share": numbers(0, 0.9),
+    "data.dev_seed": COUNT,
     "data.mask_type": choice(*MASK_TYPES),
     "data.min_area": COUNT,
     "data.max_objects": whole(0, 255),
@@ -258,6 +260,8 @@ def data_section() -> ml_collections.ConfigDict:
     data.data_dir = "~/.cache/ssm_jax"  # where prepared data sets are kept
     data.train_split = "train"  # subfolder with the training slices
     data.test_split = "test"  # subfolder with the slices of the evaluation
+    data.dev_share = 0.0  # > 0: where there are none, this share of the training slices, by patient
+    data.dev_seed = 0  # of the choice of these patients
     data.mask_type = "merge"  # lesion classes of the paper's masks: a key of classes.MASK_TYPES
     data.min_area = 100  # pixels of a slice of 512 x 512 that a lesion exceeds, as the paper's
     data.max_objects = 0  # objects a slice can hold; 0: what the training set needs

@@ -22,6 +22,8 @@ from ssm_jax.data.errors import DataError
 from ssm_jax.data.findings import Findings
 from ssm_jax.data.inspection import Inspected, Inspector, Slice, check_files, file_stamp
 from ssm_jax.data.objects import AREA_FIELDS
+from ssm_jax.data.patients import PATIENT_OF
+from ssm_jax.data.splits import split_by_patient
 
 SHARD = 256  # slices a file: bounds the memory that writing takes
 SPLITS = ("train", "test")
@@ -68,6 +70,7 @@ class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
     """
 
     VERSION = tfds.core.Version("1.1.0")
+    split_names = SPLITS  # those that records are written of
 
     @property
     def part(self) -> str:
@@ -82,6 +85,10 @@ class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
     def split_sizes(self) -> Mapping[str, int]:
         """Slices of each split; called when the set is prepared, before `examples`."""
         raise NotImplementedError
+
+    def rows(self, split: str) -> tuple[str, Sequence[int]]:
+        """The split of the records that hold the slices of a split, and their places in it."""
+        return split, range(len(self.info.metadata[split]["file"]))
 
     def examples(self, split: str, start: int, stop: int) -> Iterator[dict[str, Any]]:
         """Slices start to stop - 1: dicts of the features, images as encoded bytes."""
@@ -126,13 +133,18 @@ class FolderConfig(tfds.core.BuilderConfig):
 
     Attributes:
       root: the folder.
-      splits: names of the subfolders for training and test.
+      splits: names of the subfolders for training and test, or for training alone.
       channels: 1 or 3.
+      dev_share: without a subfolder for tests, the share of the training slices that is kept for
+        the evaluation, by patient.
+      dev_seed: of the choice of these patients.
     """
 
     root: str = ""
-    splits: tuple[str, str] = SPLITS
+    splits: tuple[str, ...] = SPLITS
     channels: int = 1
+    dev_share: float = 0.0
+    dev_seed: int = 0
 
 
 class FolderBuilder(IndexedBuilder):
@@ -146,7 +158,12 @@ class FolderBuilder(IndexedBuilder):
 
     @classmethod
     def config_of(
-        cls, root: str, train_split: str = "train", test_split: str = "test"
+        cls,
+        root: str,
+        train_split: str = "train",
+        test_split: str = "test",
+        dev_share: float = 0.0,
+        dev_seed: int = 0,
     ) -> FolderConfig:
         """Names a folder by its listing, so that a changed folder is prepared again.
 
@@ -154,19 +171,56 @@ class FolderBuilder(IndexedBuilder):
           root: folder with one subfolder a split.
           train_split: name of the subfolder for training.
           test_split: name of the subfolder for the evaluation.
+          dev_share: see `FolderConfig`; 0: the subfolder for the evaluation has to be there.
+          dev_seed: see `FolderConfig`.
 
         Raises:
           DataError: a folder is missing or empty.
         """
         top = pathlib.Path(root).expanduser().resolve()
-        splits = (train_split, test_split)
+        splits: tuple[str, ...] = (train_split, test_split)
+        if dev_share and not (top / test_split).is_dir():
+            splits = (train_split,)
         pictures, *_ = cls.subfolders or ("",)
         listed = [folders.list_images(top / split / pictures) for split in splits]
         holding = [top / split / name for split in splits for name in cls.subfolders or ("",)]
         key = folders.folder_key(sorted(holding), f"{top} {splits}")
         channels = folders.channels_of(listed[0])
         name = f"{top.name}-{key}"
-        return FolderConfig(name=name, root=str(top), splits=splits, channels=channels)
+        return FolderConfig(
+            name=name,
+            root=str(top),
+            splits=splits,
+            channels=channels,
+            dev_share=dev_share,
+            dev_seed=dev_seed,
+        )
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits that records are written of."""
+        return SPLITS[: len(self.builder_config.splits)]
+
+    def rows(self, split):
+        """Where the folder has no test slices, patients of the training slices stand in for them.
+
+        Raises:
+          DataError: names of slices that do not tell patients.
+        """
+        if split in self.split_names and len(self.split_names) > 1:
+            return super().rows(split)
+        config, (only,) = self.builder_config, self.split_names
+        files = self.info.metadata[only]["file"]
+        patients = [PATIENT_OF[self.part](file) for file in files]
+        if None in patients:
+            raise DataError(
+                f"{config.root} has no test slices, and the name {files[patients.index(None)]} "
+                "does not tell its patient, so that config.data.dev_share cannot keep patients "
+                "apart; rename the slices, or make a folder of test slices"
+            )
+        shares = (1 - config.dev_share, config.dev_share)
+        chosen = split_by_patient(patients, shares, config.dev_seed)
+        return only, np.flatnonzero(chosen == SPLITS.index(split)).tolist()
 
     @property
     def channels(self) -> int:
@@ -178,7 +232,7 @@ class FolderBuilder(IndexedBuilder):
         root = pathlib.Path(self.builder_config.root)
         inspector, findings = Inspector(self.channels, THREADS), Findings()
         self._found = {}
-        for split, folder in zip(SPLITS, self.builder_config.splits, strict=True):
+        for split, folder in zip(self.split_names, self.builder_config.splits, strict=True):
             slices = self.slices_of(root / folder, findings)
             self._found[split] = inspector.inspect(slices)
             check_files(self._found[split], findings)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from ssm_jax.data.builders import FIELDS, SPLITS, IndexedBuilder
+from ssm_jax.data.builders import FIELDS, IndexedBuilder
 from ssm_jax.data.errors import DataError
 from ssm_jax.data.folders import locked
 
@@ -68,7 +68,7 @@ def _complete(builder: IndexedBuilder) -> bool:
         found = builder.is_prepared()
     return found and all(
         len(index.get(split, {}).get(field, ())) == builder.info.splits[split].num_examples
-        for split in SPLITS
+        for split in builder.split_names
         for field in FIELDS[builder.part]
     )
 

@@ -138,7 +138,10 @@ def _sets(data: ml_collections.ConfigDict, part: str) -> dict[str, IndexedBuilde
         drawn = CtPhantom.config_of(part, phantom.seed, phantom.size, train, test)
         return {"phantom": prepared(CtPhantom, drawn, data.data_dir)}
     kind = CtLesionSeg if part == "seg" else CtClasses
-    configs = [kind.config_of(path, data.train_split, data.test_split) for path in paths]
+    configs = [
+        kind.config_of(path, data.train_split, data.test_split, data.dev_share, data.dev_seed)
+        for path in paths
+    ]
     if len({config.channels for config in configs}) > 1:
         listed = ", ".join(
             f"{path} ({'gray' if config.channels == 1 else 'colored'})"

@@ -85,16 +85,17 @@ class Source(Sequence):
         self.name = f"{split} split of {' and '.join(one.name for one in sets.values())}"
         self.folders = tuple(sets)
         self.channels = next(iter(sets.values())).channels
-        self._records = [_records(builder, split) for builder in sets.values()]
+        stored = [(builder, *builder.rows(split)) for builder in sets.values()]
+        self._records = [_records(builder, name) for builder, name, _ in stored]
         self._places_on_disk = [str(builder.data_dir) for builder in sets.values()]
-        self._indices = [builder.info.metadata[split] for builder in sets.values()]
+        self._indices = [builder.info.metadata[name] for builder, name, _ in stored]
+        places = [(number, row) for number, (_, _, rows) in enumerate(stored) for row in rows]
         self._places = [
             (number, row)
-            for number, index in enumerate(self._indices)
-            for row in range(len(index["file"]))
-            if classes is None or index["label"][row] in classes
+            for number, row in places
+            if classes is None or self._indices[number]["label"][row] in classes
         ]
-        self.left_out = sum(len(index["file"]) for index in self._indices) - len(self._places)
+        self.left_out = len(places) - len(self._places)
         self.folder_numbers = np.array([number for number, _ in self._places], int)
         self.folder_counts = np.bincount(self.folder_numbers, minlength=len(sets))
         self.folder_starts = np.cumsum(self.folder_counts) - self.folder_counts

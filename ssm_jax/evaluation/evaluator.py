@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssm_jax.data.patients import clusters, segmentation_patient
 from ssm_jax.evaluation import calibration, classification, coco, infection, per_image_ap, roc
-from ssm_jax.evaluation.patients import clusters, segmentation_patient
 from ssm_jax.ops import rle as rle_lib
 
 if TYPE_CHECKING:

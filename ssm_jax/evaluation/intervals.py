@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from ssm_jax.data.patients import PATIENT_OF, clusters, segmentation_patient
 from ssm_jax.evaluation import (
     bootstrap,
     classification,
@@ -16,7 +17,6 @@ from ssm_jax.evaluation import (
     roc,
 )
 from ssm_jax.evaluation.evaluator import Evaluator
-from ssm_jax.evaluation.patients import PATIENT_OF, clusters, segmentation_patient
 
 UNITS = ("patients", "slices")
 

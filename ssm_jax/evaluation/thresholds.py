@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ssm_jax.data.patients import clusters, segmentation_patient
 from ssm_jax.evaluation import infection, per_image_ap
-from ssm_jax.evaluation.patients import clusters, segmentation_patient
 from ssm_jax.evaluation.predicted_slices import Loading, plain, slice_batches
 from ssm_jax.ops import rle as rle_lib
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from ssm_jax.checkpoints import CheckpointInfo, load_model
 from ssm_jax.config import ModelConfig
-from ssm_jax.data import DataError, open_datasets
+from ssm_jax.data import DataError, open_datasets, patients
 from ssm_jax.data.class_files import folder_paths
-from ssm_jax.evaluation import coco, patients
+from ssm_jax.evaluation import coco
 from ssm_jax.evaluation.evaluator import Evaluator
 from ssm_jax.evaluation.intervals import intervals
 from ssm_jax.evaluation.predicted_slices import (

@@ -15,7 +15,7 @@ import numpy as np
 import ssm_jax
 from ssm_jax.checkpoints import CheckpointInfo
 from ssm_jax.config import ModelConfig
-from ssm_jax.evaluation import patients
+from ssm_jax.data import patients
 from ssm_jax.report import paper
 from ssm_jax.training import optimizer
 

@@ -11,7 +11,17 @@ from tests.helpers.programs import ROOT
 
 
 def test_packaged_ones_go_by_name():
-    assert list(configs.packaged()) == ["demo", "pretrain", "scratch_r18", "ssm", "ssm2", "ssm_s"]
+    names = [
+        "covid19_ct_seg",
+        "covid_ct",
+        "demo",
+        "pretrain",
+        "scratch_r18",
+        "ssm",
+        "ssm2",
+        "ssm_s",
+    ]
+    assert list(configs.packaged()) == names
     for text in ("demo", "demo.py", str(ROOT / "configs" / "demo.py")):
         assert configs.find(text) == (ROOT / "configs" / "demo.py", "")
         assert configs.load(text).train.max_steps == 930

@@ -15,8 +15,8 @@ from ssm_jax.checkpoints import save_model
 from ssm_jax.cli.model import Loaded, ModelFlags
 from ssm_jax.config import ModelConfig
 from ssm_jax.data import open_datasets
+from ssm_jax.data.patients import classification_patient
 from ssm_jax.evaluation import coco, per_image_ap
-from ssm_jax.evaluation.patients import classification_patient
 from ssm_jax.ops import rle
 from ssm_jax.predictor import Predictor
 from ssm_jax.report import comparison

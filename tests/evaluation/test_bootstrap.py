@@ -5,7 +5,8 @@ import copy
 import numpy as np
 import pytest
 
-from ssm_jax.evaluation import Evaluator, bootstrap, classification, coco, patients, per_image_ap
+from ssm_jax.data import patients
+from ssm_jax.evaluation import Evaluator, bootstrap, classification, coco, per_image_ap
 from ssm_jax.evaluation.coco_resampling import resampled_figures
 from ssm_jax.evaluation.intervals import intervals
 from tests.evaluation.test_coco import random_recorder

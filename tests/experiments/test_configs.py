@@ -36,6 +36,7 @@ SYSTEMS = {
     "ssm_s": (2, 3, False, "best"),
 }
 SINGLE = ("demo", "scratch_r18")  # files without variants
+BENCHMARKS = ("covid19_ct_seg", "covid_ct")
 EVERY = [(name, variant) for name in SYSTEMS for variant in VARIANTS]
 MODULE_S = 640 * 512 + 512 + 512 * 512 + 512 + 512 * 3 + 3
 
@@ -45,10 +46,10 @@ def load(name, *variant):
 
 
 def test_no_file_is_left_out():
-    assert sorted([*SYSTEMS, *SINGLE]) == CONFIGS
+    assert sorted([*SYSTEMS, *SINGLE, *BENCHMARKS]) == CONFIGS
     for name in CONFIGS:
         parameters = inspect.signature(importlib.import_module(f"configs.{name}").get_config)
-        assert bool(parameters.parameters) == (name in SYSTEMS)
+        assert bool(parameters.parameters) == (name not in SINGLE)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -64,6 +65,27 @@ def test_builds_and_is_possible(name):
 def test_an_unknown_variant_is_named():
     with pytest.raises(ValueError, match=r"'r50_3'.*r18_2, r18_3, r34_2, r34_3"):
         load("ssm2", "r50_3")
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks_differ_from_the_papers_recipe_in_what_they_compare(name):
+    """Both variants measure the same, on the same data, after as many iterations."""
+    recipe, of_paper = load(name, "recipe"), load(name, "paper")
+    assert flatten(load(name).to_dict()) == flatten(recipe.to_dict())
+    validate(recipe)
+    model = validate(of_paper)
+    ours, papers = flatten(recipe.to_dict()), flatten(of_paper.to_dict())
+    different = {field for field in ours if ours[field] != papers[field]}
+    kinds = ("model.", "train.", "data.augment.", "eval.bn_slices")
+    assert all(field.startswith(kinds) for field in different)
+    assert not {"train.max_steps", "model.image_classes", "model.branches"} & different
+    usual = flatten(load("scratch_r18").to_dict())
+    measured = ("eval.", "checkpoint.", "classes.", "data.dev_share", "train.max_steps")
+    changed = {f for f in papers if papers[f] != usual[f] and not f.startswith(measured)}
+    assert changed - {"model.branches", "model.image_classes"} == {"train.learning_rate"}
+    assert (papers["train.learning_rate"], model.image_size) == (1e-4, 512)
+    with pytest.raises(ValueError, match="'big'; choose from recipe, paper"):
+        load(name, "big")
 
 
 @pytest.mark.parametrize(("name", "variant"), EVERY)
