@@ -3,10 +3,11 @@
     ssm-jax train --config=covid19_ct_seg --config.backbone.init=resnet18.pth \
         --config.data.seg_dir=DATA/ct_lesion_seg,DATA/coronacases
 
-DATA holds slices of the MedSeg and Coronacases volumes with lesion masks, in subfolders `train` and
-`test` of other patients; docs/results.md tells how to make it. resnet18.pth holds torchvision's
-ImageNet weights of ResNet-18. All lesions are one class, and the model segments alone: there is no
-module S. The score threshold is chosen on training slices for the largest infection Dice.
+DATA holds slices of the MedSeg and Coronacases volumes with lesion masks, in folders as
+docs/data.md describes them, `train` and `test` being of different patients. resnet18.pth holds
+torchvision's ImageNet weights of ResNet-18. All lesions are one class, and the model segments
+alone: there is no module S. The score threshold is chosen on training slices for the largest
+infection Dice.
 
 `--config=covid19_ct_seg:paper` is the paper's recipe on the same data, from the same weights and
 for as many iterations: three residual blocks, slices of 512 pixels, one slice an iteration, a

@@ -42,7 +42,7 @@ _FOLDERS = {
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-    """What the file tells beside the weights.
+    """All that the file tells beside the weights.
 
     Attributes:
       name: of the model, for people.
@@ -90,7 +90,7 @@ def load_model() -> tuple[ModelConfig, dict[str, Any], CheckpointInfo]:
     names = {name: array.astype(np.float32) for name, array in arrays.items()}
     variables = traverse_util.unflatten_dict(names, sep=_SEPARATOR)
     wanted = checkpoints._shapes(model)
-    if jax.tree.structure(wanted) != jax.tree.structure(variables):
+    if traverse_util.flatten_dict(wanted, sep=_SEPARATOR).keys() != names.keys():
         raise CheckpointError(f"{FILE} is damaged: it holds other weights than its model has")
     variables = jax.tree.map(lambda x, shape: x.astype(shape.dtype), variables, wanted)
     checkpoints.check_arrays(FILE, wanted, variables)
@@ -98,7 +98,7 @@ def load_model() -> tuple[ModelConfig, dict[str, Any], CheckpointInfo]:
 
 
 def facts() -> Facts:
-    """What the file tells beside the weights.
+    """All that the file tells beside the weights.
 
     Raises:
       CheckpointError: this installation has no model in the box, or the file is damaged.
@@ -135,7 +135,7 @@ def write(
       ValueError: a weight that float16 cannot hold, or a file above `MAX_BYTES`.
     """
     flat = traverse_util.flatten_dict(dict(variables), sep=_SEPARATOR)
-    arrays = {key: _small(key, np.asarray(array)) for key, array in flat.items()}
+    arrays: dict[str, Any] = {key: _small(key, np.asarray(a)) for key, a in flat.items()}
     told = {
         "format": FORMAT,
         "version": VERSION,
@@ -147,10 +147,10 @@ def write(
         "limits": list(limits),
         "license": LICENSE,
     }
-    text = json.dumps(json_ready(told), allow_nan=False)
+    arrays[_FACTS] = np.array(json.dumps(json_ready(told), allow_nan=False))
     with replacing(path) as temporary:
         with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays, **{_FACTS: np.array(text)})
+            np.savez_compressed(file, **arrays)
         size = temporary.stat().st_size
         if size > MAX_BYTES:
             raise ValueError(

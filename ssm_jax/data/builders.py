@@ -70,7 +70,11 @@ class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
     """
 
     VERSION = tfds.core.Version("1.1.0")
-    split_names = SPLITS  # those that records are written of
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """The splits that records are written of."""
+        return SPLITS
 
     @property
     def part(self) -> str:
@@ -211,15 +215,17 @@ class FolderBuilder(IndexedBuilder):
             return super().rows(split)
         config, (only,) = self.builder_config, self.split_names
         files = self.info.metadata[only]["file"]
-        patients = [PATIENT_OF[self.part](file) for file in files]
-        if None in patients:
+        patients = {file: PATIENT_OF[self.part](file) for file in files}
+        known = [patient for patient in patients.values() if patient is not None]
+        if len(known) < len(files):
+            unknown = next(file for file, patient in patients.items() if patient is None)
             raise DataError(
-                f"{config.root} has no test slices, and the name {files[patients.index(None)]} "
+                f"{config.root} has no test slices, and the name {unknown} "
                 "does not tell its patient, so that config.data.dev_share cannot keep patients "
                 "apart; rename the slices, or make a folder of test slices"
             )
         shares = (1 - config.dev_share, config.dev_share)
-        chosen = split_by_patient(patients, shares, config.dev_seed)
+        chosen = split_by_patient(known, shares, config.dev_seed)
         return only, np.flatnonzero(chosen == SPLITS.index(split)).tolist()
 
     @property

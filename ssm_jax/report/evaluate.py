@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from ssm_jax.checkpoints import CheckpointInfo, load_model
-from ssm_jax.config import ModelConfig
+from ssm_jax.config import ModelConfig, default_config
 from ssm_jax.data import DataError, open_datasets, patients
 from ssm_jax.data.class_files import folder_paths
 from ssm_jax.evaluation import coco
@@ -86,10 +86,11 @@ def evaluate_checkpoint(
     choice = None
     if options.choose_threshold != "none":
         seen = dataclasses.replace(loading, max_slices=options.threshold_slices)
-        predictor = make(GRID[0])
+        predictor = make(score_threshold=GRID[0])
         choice = choose_threshold(trained_on["seg"], predictor, options.choose_threshold, seen)
         config.eval.score_threshold = choice.score_threshold
-    predictor = make(config.eval.score_threshold, roi_batch=model_config.image_classes > 0)
+    score = config.eval.score_threshold
+    predictor = make(score_threshold=score, roi_batch=model_config.image_classes > 0)
     evaluator = evaluate(sources, predictor, config.data.mask_type, loading)
     shown: list[PredictedSlice] = []
     data: dict[str, Any] = {}
@@ -128,7 +129,7 @@ def config_of(
     Returns:
       The run's configuration, or the default one for imported weights, with the options.
     """
-    config, run = defaultconfig_of(), info.config
+    config, run = default_config(), info.config
     for section in ("data", "eval"):
         config[section].update((run or {}).get(section, {}))
     config.model.update(dataclasses.asdict(model))

@@ -51,8 +51,8 @@ def make_averaging(decay: float, mesh: Mesh | None = None) -> Callable:
 
         return jax.tree.map(mix, old, new)
 
-    place = {} if mesh is None else {"out_shardings": sharding.replicated(mesh)}
-    average = jax.jit(average, donate_argnums=0, **place)
+    place = None if mesh is None else sharding.replicated(mesh)
+    average = jax.jit(average, donate_argnums=0, out_shardings=place)
 
     def averaged(state: TrainState) -> TrainState:
         weights = {"params": state.params, "batch_stats": state.batch_stats}

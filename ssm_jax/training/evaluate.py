@@ -68,7 +68,7 @@ def evaluate_variables(
     if settings.choose_threshold != "none":
         seen = Loading(settings.threshold_slices, settings.batch_size, data.threads, data.prefetch)
         chosen = choose_threshold(
-            datasets.seg_train, make(GRID[0]), settings.choose_threshold, seen, stop
+            datasets.seg_train, make(score_threshold=GRID[0]), settings.choose_threshold, seen, stop
         )
         logger.info("%s", chosen)
         score = {"score_threshold": chosen.score_threshold}

@@ -225,7 +225,7 @@ class RunCheckpoints:
 
 
 def _training_item(state: TrainState) -> dict[str, Any]:
-    """What a state holds beside the parameters for inference: its own, or those of its average."""
+    """All of a state but the parameters for inference, which are its own or its average's."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
     average = fields.pop("average")
     if average is None:

@@ -40,8 +40,8 @@ def test_a_file_goes_by_its_path(tmp_path, monkeypatch):
 
 
 BAD = {
-    "dmeo": "no configuration 'dmeo' (the path of a file, or one of covid19_ct_seg, covid_ct, demo, "
-    "pretrain, scratch_r18, ssm, ssm2, ssm_s); did you mean demo?",
+    "dmeo": "no configuration 'dmeo' (the path of a file, or one of covid19_ct_seg, covid_ct, "
+    "demo, pretrain, scratch_r18, ssm, ssm2, ssm_s); did you mean demo?",
     "configs/absent.py": "no configuration 'configs/absent.py' (",
     "": "no configuration '' (",
     "ssm2:r50_2": "ssm2.py: there is no variant 'r50_2'; choose from r18_2, r18_3, r34_2, r34_3",
@@ -87,7 +87,7 @@ def test_fields_are_changed():
             "--config.train.lerning_rate=1",
             "'train.lerning_rate'; did you mean train.learning_rate?",
         ),
-        ("--config.lr=1", "'lr'; there are backbone, checkpoint, data"),
+        ("--config.lr=1", "'lr'; there are backbone, checkpoint, classes, data"),
         (
             "--config.train.zzzzz=1",
             "'train.zzzzz'; there are train.batch_size, train.cl",

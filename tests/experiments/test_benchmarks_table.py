@@ -29,7 +29,7 @@ def test_rows_of_a_run_and_an_evaluation(folders):
     main(Flags(folders=(str(root / "run_1"), str(root / "evaluation")), table=table))
     text = table.read_text()
     assert text.startswith(f"before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n")
-    assert "old" not in text
+    assert "\nold\n" not in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) == 4 + 3  # heads and rules, two rows of lesions and one of classes
     assert lines[2] == ("| run\\_1 | 0.712 | – | – | – | – | 4 | 205 | 0.35 | 1,200 | – |")
