@@ -63,6 +63,7 @@ setup(
     extras_require={
         "medical": MEDICAL,
         "serve": SERVE,
+        "tracking": ["mlflow-skinny>=2.14,<4"],
         "cuda": ["jax[cuda12]>=0.7,<0.12"],
         "test": [
             *MEDICAL,

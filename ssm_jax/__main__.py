@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import ssm_jax
+from ssm_jax.classes import METHOD
 
 COMMANDS = {
     "train": "train a model, evaluate it, and keep checkpoints",
@@ -25,7 +26,7 @@ def overview() -> str:
     """The help of `ssm-jax` itself."""
     listed = "\n".join(f"  {command:17}{text}" for command, text in COMMANDS.items())
     return (
-        "Lesions and class of chest CT slices: the COVID-19 single-shot model in JAX.\n\n"
+        f"Lesions and class of chest CT slices: the {METHOD} in JAX.\n\n"
         f"usage: ssm-jax COMMAND [--flag=value ...]\n\n{listed}\n\n"
         "ssm-jax COMMAND --help shows the flags of a command, with examples:\n\n"
         "  ssm-jax train --config=demo\n"

@@ -5,7 +5,7 @@ A run keeps its checkpoints in `<workdir>/checkpoints/<step>`. Each holds these 
     model     {"params", "batch_stats"}: what inference needs
     training  the rest of the training state: optimizer, step, best loss, key, and the running BN
               statistics as training left them (those in `model` may have been re-estimated)
-    config    JSON: the model's configuration, and the run's
+    config    JSON: the model's configuration, and the run's, or the classes where there is no run
     loop      JSON: position of the data loader, and the sums behind the next line of metrics
     metrics   JSON: the evaluation at this step, if there was one
     time      JSON: seconds of training so far
@@ -17,8 +17,6 @@ and `digests.json`, a digest of every file of these items. Imported weights are 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import hashlib
 import json
 import logging
 import math
@@ -32,9 +30,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ssm_jax.class_set import ClassSet
+from ssm_jax.classes import of_checkpoint
 from ssm_jax.config import ModelConfig
-from ssm_jax.files import write_json
-from ssm_jax.models.ssm import init_variables
+from ssm_jax.files import digests, write_json
+from ssm_jax.models.ssm import variable_shapes
 
 FOLDER = "checkpoints"
 DIGESTS_FILE = "digests.json"
@@ -58,6 +58,7 @@ class CheckpointInfo:
       step: iterations done.
       metrics: the evaluation at this step; None if there was none.
       config: the configuration of the run as nested dicts; None for imported weights.
+      classes: of the model.
       seconds: of training, with those of the run that it started from; None where unknown.
     """
 
@@ -65,11 +66,15 @@ class CheckpointInfo:
     step: int
     metrics: dict[str, Any] | None
     config: dict[str, Any] | None
+    classes: ClassSet
     seconds: float | None = None
 
 
 def save_model(
-    path: str | os.PathLike, model_config: ModelConfig, variables: Mapping[str, Any]
+    path: str | os.PathLike,
+    model_config: ModelConfig,
+    variables: Mapping[str, Any],
+    classes: ClassSet | None = None,
 ) -> pathlib.Path:
     """Writes weights alone as a checkpoint that `load_model` reads.
 
@@ -77,6 +82,7 @@ def save_model(
       path: a folder that holds no checkpoint; created.
       model_config: the model.
       variables: {"params": ..., "batch_stats": ...}.
+      classes: of the model, as many as it has; None: see `classes.unnamed`.
 
     Returns:
       The folder of the checkpoint, `<path>/checkpoints/0`.
@@ -92,7 +98,7 @@ def save_model(
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be created: {error}") from error
     arrays = {name: jax.tree.map(np.array, variables[name]) for name in ("params", "batch_stats")}
-    config = config_item(dataclasses.asdict(model_config), None)
+    config = config_item(dataclasses.asdict(model_config), None, classes)
     return write_step(folder, 0, {"model": arrays}, {"config": config})
 
 
@@ -115,7 +121,7 @@ def load_model(path: str | os.PathLike) -> tuple[ModelConfig, dict[str, Any], Ch
     for step_folder in _candidates(pathlib.Path(path).expanduser().absolute()):
         try:
             model_config = _model_config(step_folder)
-            variables = read_items(step_folder, {"model": _shapes(model_config)})["model"]
+            variables = read_items(step_folder, {"model": variable_shapes(model_config)})["model"]
             info = read_info(step_folder)
         except CheckpointError as error:
             passed_over.append(error)
@@ -133,19 +139,18 @@ def read_info(step_folder: pathlib.Path) -> CheckpointInfo:
       CheckpointError: the checkpoint is not ours, or damaged.
     """
     items = read_items(step_folder, documents=["config"], optional=["metrics", "time"])
+    try:
+        classes = of_checkpoint(items["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{step_folder}: unusable classes: {error}") from error
     return CheckpointInfo(
         path=step_folder,
         step=int(step_folder.name),
         metrics=items["metrics"],
         config=items["config"]["run"],
+        classes=classes,
         seconds=(items["time"] or {}).get("seconds"),
     )
-
-
-@functools.lru_cache
-def _shapes(model_config: ModelConfig) -> dict[str, Any]:
-    make = functools.partial(init_variables, model_config)
-    return jax.eval_shape(make, jax.random.key(0))
 
 
 def _model_config(step_folder: pathlib.Path) -> ModelConfig:
@@ -201,9 +206,18 @@ def _candidates(path: pathlib.Path) -> list[pathlib.Path]:
 # How a checkpoint is written.
 
 
-def config_item(model: Mapping[str, Any], run: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The item `config` of a checkpoint, of a model's configuration and that of its run."""
-    return {"format": FORMAT, "version": VERSION, "model": dict(model), "run": run}
+def config_item(
+    model: Mapping[str, Any], run: Mapping[str, Any] | None, classes: ClassSet | None = None
+) -> dict[str, Any]:
+    """The item `config` of a checkpoint.
+
+    Args:
+      model: its configuration.
+      run: configuration of the run that trained it, if there was one; it names the classes.
+      classes: without a run, if they are known.
+    """
+    named = {} if classes is None else {"classes": classes.to_json()}
+    return {"format": FORMAT, "version": VERSION, "model": dict(model), "run": run, **named}
 
 
 def write_step(
@@ -233,7 +247,7 @@ def write_step(
         if jax.process_index() == 0:
             for name, content in documents.items():
                 write_json(_json_path(new, name), content, indent=None)
-            write_json(new / DIGESTS_FILE, _digests(new, (*items, *documents)))
+            write_json(new / DIGESTS_FILE, digests(new, (*items, *documents)))
             if target.exists():
                 target.rename(old)
             new.rename(target)
@@ -263,9 +277,6 @@ def remove_step(step_folder: pathlib.Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     step_folder.rename(old)
     shutil.rmtree(old, ignore_errors=True)
-
-
-# How it is read.
 
 
 def describe(step_folder: pathlib.Path) -> dict[str, Any]:
@@ -373,26 +384,13 @@ def check_arrays(where: pathlib.Path, wanted: Any, found: Any) -> None:
     jax.tree_util.tree_map_with_path(check, wanted, found)
 
 
-def _digests(step_folder: pathlib.Path, items: Iterable[str]) -> dict[str, str]:
-    """Path below the step's folder -> digest of every file of the named items."""
-    paths = sorted(
-        path for item in items for path in (step_folder / item).rglob("*") if path.is_file()
-    )
-    digests = {}
-    for path in paths:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-        digests[path.relative_to(step_folder).as_posix()] = digest.hexdigest()
-    return digests
-
-
 def _check_files(step_folder: pathlib.Path, items: Iterable[str]) -> None:
     """Raises CheckpointError for the first file that is not as it was written."""
     try:
-        digests = json.loads((step_folder / DIGESTS_FILE).read_text(encoding="utf-8"))
+        stored = json.loads((step_folder / DIGESTS_FILE).read_text(encoding="utf-8"))
         items = set(items)
-        expected = {name: d for name, d in digests.items() if name.split("/")[0] in items}
-        found = _digests(step_folder, items)
+        expected = {name: d for name, d in stored.items() if name.split("/")[0] in items}
+        found = digests(step_folder, items)
     except (OSError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{step_folder} is damaged: {DIGESTS_FILE}: {error}") from error
     changed = [name for name in sorted(expected | found) if expected.get(name) != found.get(name)]

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 Color = tuple[int, int, int]
 MAX_VALUE = 255  # of a mask
 _NAME = re.compile(r"\w[\w.+-]*")
+_FIGURES = ("weighted", "weighted_paper", "macro")  # "f1_<name>" that are of no class
 
 
 class Code(NamedTuple):
@@ -49,7 +50,7 @@ class LesionClass:
     Attributes:
       name: in metric names, files and options.
       title: for people, and in COCO files and DICOM segmentations.
-      values: of the pixels of masks, from 1.
+      values: of the pixels of masks, from 1, ascending.
       color: RGB, 0 to 255; None: one by its place.
       code: of what it is, in DICOM segmentations; None: a lesion.
     """
@@ -201,7 +202,7 @@ def lesion_classes(entries: Iterable[Any]) -> tuple[LesionClass, ...]:
     return tuple(
         LesionClass(
             **_named(entry, LesionClass),
-            values=tuple(_whole(v, "value") for v in _several(entry.get("values", place))),
+            values=tuple(sorted(_whole(v, "value") for v in _several(entry.get("values", place)))),
             color=_color(entry.get("color")),
             code=_code(entry.get("code")),
         )
@@ -267,6 +268,8 @@ def _check_names(kind: str, names: Sequence[Any]) -> None:
                 f"{name!r} cannot be the name of a {kind} class: letters, digits and _ . + - only "
                 "(its title is free)"
             )
+        if kind == "image" and name in _FIGURES:
+            raise ValueError(f"{name!r} cannot be the name of a class: f1_{name} is of all classes")
         if list(names).count(name) > 1:
             raise ValueError(f"two {kind} classes are called {name!r}; give each its own name")
 

@@ -19,6 +19,7 @@ from ssm_jax.class_set import (
     lesion_classes,
 )
 
+METHOD = "COVID-19 Single-Shot Model"  # as the paper calls it
 NORMAL, CP, COVID = 0, 1, 2
 BACKGROUND, LUNG, GROUND_GLASS, CONSOLIDATION = 0, 1, 2, 3  # values of masks
 LESION_VALUES = (GROUND_GLASS, CONSOLIDATION)
@@ -33,6 +34,12 @@ _LESION = LesionClass("lesion", "lesion", LESION_VALUES, code=LESION_CODE)
 _GROUND_GLASS = LesionClass("ground_glass", "ground glass", (GROUND_GLASS,), code=LESION_CODE)
 _CONSOLIDATION = LesionClass("consolidation", "consolidation", (CONSOLIDATION,), code=LESION_CODE)
 _OTHER = (("background", BACKGROUND), ("lung", LUNG))
+# Mask values together -> the field of a prepared slice with the areas of their components.
+AREA_FIELDS = {
+    LESION_VALUES: "areas",
+    (GROUND_GLASS,): "ground_glass_areas",
+    (CONSOLIDATION,): "consolidation_areas",
+}
 
 # Image classes of a model -> numbers. A model of segmentation alone has none; one of two classes
 # tells COVID-19 from control.
@@ -98,30 +105,20 @@ def of_run(run: Mapping[str, Any]) -> ClassSet:
     return ClassSet(images, lesion_classes(lesion), background)
 
 
-# What names classes by number still.
+def of_checkpoint(config: Mapping[str, Any]) -> ClassSet:
+    """The classes of a checkpoint, by its item `config`; of an old one the paper's, or numbers.
 
-SHORT_NAMES = PAPER.names
-LONG_NAMES = PAPER.titles
-NUMBERED_CLASSES = PAPER.numbered_classes()
-NUMBERED_VALUES = PAPER_DATA.numbered_values()
-LESION_CLASSES = {name: lesions for name, (lesions, _) in MASK_TYPES.items()}
-
-
-def short_names(image_classes: int) -> tuple[str, ...]:
-    """Names of a model's image classes as they stand in metric names, by the model's number."""
-    return paper(image_classes).names
-
-
-def long_names(image_classes: int) -> tuple[str, ...]:
-    """Names of a model's image classes for people, by the model's number."""
-    return paper(image_classes).titles
+    Raises:
+      KeyError, TypeError, ValueError: unusable ones.
+    """
+    if config["run"]:
+        return of_run(config["run"])
+    if config.get("classes"):
+        return ClassSet.from_json(config["classes"])
+    model = config["model"]
+    return unnamed(model["image_classes"], model["num_classes"] - 1)
 
 
 def class_number(text: str) -> int | None:
-    """The image class that a text at the start of a file name is; None for anything else."""
+    """The paper's image class that a text is the number of; None for anything else."""
     return int(text) if text in map(str, PAPER.numbers) else None
-
-
-def lesion_names(mask_type: str) -> dict[int, str]:
-    """Lesion class (from 1) -> name."""
-    return paper(mask_type=mask_type).lesion_titles

@@ -106,6 +106,8 @@ RUN_VALUES = {
     "train.warmup_steps": COUNT,
     "train.classification_from": COUNT,
     "train.weight_decay": numbers(0),
+    "train.freeze": PATH,
+    "train.lr_factors": PATH,
     "train.pretrained": choice(False, True),
     "train.update_rule": choice(*UPDATE_RULES),
     "train.copy_rule": choice(*COPY_RULES),
@@ -124,6 +126,7 @@ RUN_VALUES = {
     "checkpoint.keep_last": whole(1),
     "checkpoint.best_metric": PATH,
     "log.every_steps": whole(1),
+    "log.tracking": choice("", "mlflow"),
 }
 
 
@@ -201,7 +204,7 @@ def default_config() -> ml_collections.ConfigDict:
     """The paper's recipe (SSM^S, ResNet-18 with three blocks) with the phantom as its data."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of initial weights, batches and all sampling
-    config.init_from = ""  # checkpoint that the run starts from: its segmentation part is taken
+    config.init_from = ""  # checkpoint that the run starts from: all that fits is taken
     config.model = ml_collections.ConfigDict(dataclasses.asdict(ModelConfig()))
     config.backbone = ml_collections.ConfigDict()
     config.backbone.init = "random"  # or a file with a torchvision ResNet's state dict
@@ -223,6 +226,8 @@ def default_config() -> ml_collections.ConfigDict:
     train.warmup_steps = 0  # iterations over which the learning rate rises from 0
     train.classification_from = 0  # iterations of segmentation alone before both steps are taken
     train.weight_decay = 1e-3  # L2, added to the gradient
+    train.freeze = ""  # parameters that stay as they are: patterns such as backbone/*, with commas
+    train.lr_factors = ""  # of learning rates: backbone/*=0.1, with commas
     train.pretrained = False  # the method needs weights to start from, see init_from
     train.update_rule = 2  # classification step: 1 S; 2 S + backbone and FPN; 3 S + backbone BN
     train.copy_rule = "best"  # segmentation -> classification branch: best, every_step, ema, never
@@ -247,6 +252,7 @@ def default_config() -> ml_collections.ConfigDict:
 
     config.log = ml_collections.ConfigDict()
     config.log.every_steps = 10  # iterations between lines of metrics.jsonl
+    config.log.tracking = ""  # mlflow: metrics go there too; needs ssm-jax[tracking]
     return config
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -108,3 +109,14 @@ def lock(path: str | os.PathLike, waiting: Callable[[], None] | None = None) -> 
         handle.close()
         raise
     return handle
+
+
+def digests(folder: pathlib.Path, items: Iterable[str]) -> dict[str, str]:
+    """Path below a folder -> digest of every file in the subfolders `items`."""
+    paths = sorted(path for item in items for path in (folder / item).rglob("*") if path.is_file())
+    found = {}
+    for path in paths:
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+        found[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return found

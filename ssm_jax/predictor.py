@@ -11,7 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ssm_jax import sharding
-from ssm_jax.classes import short_names
+from ssm_jax.class_set import ClassSet
+from ssm_jax.classes import PAPER, unnamed
 from ssm_jax.config import ModelConfig, default_config
 from ssm_jax.models.inference import make_classify_fn, make_predict_fn
 from ssm_jax.ops.masks import encode_masks
@@ -46,16 +47,16 @@ class Prediction:
     Attributes:
       height: of the slice, pixels.
       width: of the slice, pixels.
-      class_logits: [K] float32, one per image class: of three normal, common pneumonia and
-        COVID-19, of two normal and COVID-19; none if the model only segments.
+      class_logits: [K] float32, one per image class; none if the model only segments.
       class_probabilities: [K] float32, their softmax.
       predicted_class: index of the largest logit; None if the model only segments.
       boxes: [n, 4] float32, XYXY.
       scores: [n] float32 in [0, 1], decreasing.
-      labels: [n] int32, lesion class: 1, or of two 1 ground glass and 2 consolidation.
+      labels: [n] int32, lesion class from 1.
       masks: n COCO run-length encodings {"size": [height, width], "counts": str}; None if masks
         were not asked for.
       roi_batch: the input of module S; None if it was not asked for.
+      classes: of the model, which name image and lesion classes.
     """
 
     height: int
@@ -68,16 +69,22 @@ class Prediction:
     labels: np.ndarray
     masks: list[dict[str, Any]] | None
     roi_batch: RoIRows | None = None
+    classes: ClassSet = PAPER
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON can hold: `height`, `width`, `class_logits`, `class_probabilities`,
-        `predicted_class`, `predicted_class_name` ("normal", "cp" for common pneumonia, "covid"),
-        and `detections`, a list of `box`, `score`, `label` and (if predicted) `mask`.
+        `predicted_class`, `predicted_class_name`, and `detections`, a list of `box`, `score`,
+        `label`, `label_name` and (if predicted) `mask`.
         """
-        predicted = self.predicted_class
-        names = short_names(len(self.class_logits))
-        detections = [
-            {"box": box.tolist(), "score": float(score), "label": int(label)}
+        predicted, names = self.predicted_class, self.classes.names
+        lesions = self.classes.lesion_names
+        detections: list[dict[str, Any]] = [
+            {
+                "box": box.tolist(),
+                "score": float(score),
+                "label": int(label),
+                "label_name": lesions[int(label)],
+            }
             for box, score, label in zip(self.boxes, self.scores, self.labels, strict=True)
         ]
         if self.masks is not None:
@@ -112,6 +119,7 @@ class Predictor:
         masks: bool = True,
         batch_size: int = 1,
         roi_batch: bool = False,
+        classes: ClassSet | None = None,
     ):
         """Takes a model.
 
@@ -123,13 +131,22 @@ class Predictor:
           masks: whether to predict masks.
           batch_size: slices a call; smaller batches are filled up, to compile only once.
           roi_batch: whether predictions hold the input of module S.
+          classes: of the model; None: see `classes.unnamed`.
 
         Raises:
-          ValueError: a threshold outside [0, 1], or a batch size below 1.
+          ValueError: a threshold outside [0, 1], a batch size below 1, or classes that are more or
+            fewer than the model's.
         """
         check_thresholds(score_threshold, nms_threshold)
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        counts = model_config.image_classes, model_config.num_classes - 1
+        self.classes = unnamed(*counts) if classes is None else classes
+        if counts != (len(self.classes.image), len(self.classes.lesion)):
+            raise ValueError(
+                f"the model has {counts[0]} image and {counts[1]} lesion classes, and "
+                f"{len(self.classes.image)} and {len(self.classes.lesion)} are named"
+            )
         self.model_config = model_config
         self._mesh = sharding.local_mesh(batch_size)
         variables = dict(variables)
@@ -169,7 +186,8 @@ class Predictor:
         ):
             for row, index in enumerate(indices):
                 original = np.shape(images[index])[:2]
-                results[index] = _in_original_pixels(outputs, row, sizes[row], original)
+                found = _in_original_pixels(outputs, row, sizes[row], original, self.classes)
+                results[index] = found
         return [results[index] for index in range(len(images))]
 
     def class_logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
@@ -241,7 +259,7 @@ def load(
     of_run = thresholds(info)
     score = of_run[0] if score_threshold is None else score_threshold
     nms = of_run[1] if nms_threshold is None else nms_threshold
-    return Predictor(model_config, variables, score, nms, masks, batch_size)
+    return Predictor(model_config, variables, score, nms, masks, batch_size, classes=info.classes)
 
 
 def thresholds(info: "CheckpointInfo") -> tuple[float, float]:
@@ -327,7 +345,7 @@ def _canvas(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def _in_original_pixels(
-    outputs: Any, row: int, resized: np.ndarray, original: tuple[int, ...]
+    outputs: Any, row: int, resized: np.ndarray, original: tuple[int, ...], classes: ClassSet
 ) -> Prediction:
     """One slice of a batch, with boxes scaled back and masks pasted.
 
@@ -336,6 +354,7 @@ def _in_original_pixels(
       row: the slice in the batch.
       resized: its height and width for the model, pixels.
       original: its height and width as given, pixels.
+      classes: of the model.
     """
     height, width = original
     used = outputs.valid[row]
@@ -361,6 +380,7 @@ def _in_original_pixels(
         labels=outputs.labels[row][used],
         masks=masks,
         roi_batch=roi_batch,
+        classes=classes,
     )
 
 

@@ -5,19 +5,21 @@ Drawn with Pillow and its built-in font only, so that every machine draws the sa
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ssm_jax.classes import LONG_NAMES
+from ssm_jax.class_set import ClassSet
+from ssm_jax.classes import PAPER
 from ssm_jax.ops import rle as rle_lib
 
 if TYPE_CHECKING:
     from ssm_jax.predictor import Prediction
 
-# Of the best detection, the second and so on, and again from the first.
+# Of the best detection, the second and so on, and again from the first; or of the lesion classes.
 PREDICTED_COLORS = ((255, 176, 46), (66, 186, 255), (255, 96, 152), (178, 140, 255), (255, 236, 92))
 PANEL = 448  # pixels of a panel's longer side
 _GAP = 12
@@ -42,21 +44,20 @@ def overlay(
     prediction: Prediction,
     truth_instances: np.ndarray | None = None,
     true_label: int | None = None,
-    class_names: Sequence[str] = LONG_NAMES,
     title: str = "",
 ) -> Image.Image:
     """Draws a slice, the contours of its true lesions and the predicted ones side by side.
 
-    The predicted lesions are filled, each in a color of its own, with box and score; below stand
-    the class probabilities, the predicted class (green when right, red when wrong) and the true
-    one. Without truth the middle panel is left out; without masks there are boxes only.
+    The predicted lesions are filled, each in a color of its own or, of several lesion classes, of
+    its class, with box and score; below stand the class probabilities, the predicted class (green
+    when right, red when wrong) and the true one. Without truth the middle panel is left out;
+    without masks there are boxes only.
 
     Args:
       image: uint8 [H, W] or [H, W, 3], at the original size.
-      prediction: detections in pixels of this image.
+      prediction: detections in pixels of this image, and the classes that are named.
       truth_instances: uint8 [H, W], 0 background, k + 1 = object k; or None.
       true_label: the true class; or None.
-      class_names: K names for the K class probabilities; none where there are none.
       title: shown above the slice, such as its file name.
 
     Returns:
@@ -64,25 +65,39 @@ def overlay(
 
     Raises:
       ValueError: an image that is not uint8 [H, W] or [H, W, 3]; truth or prediction of another
-        size; another number of class names than probabilities.
+        size; another number of classes than probabilities.
     """
-    _check(np.asarray(image), prediction, truth_instances, true_label, class_names)
+    _check(np.asarray(image), prediction, truth_instances, true_label)
     panels = slice_panels(image, prediction, truth_instances)
     panels[0] = (title or panels[0][0], panels[0][1])
     width, height = panels[0][1].size
-    canvas_size = (
-        max(len(panels) * (width + _GAP) + _GAP, 2 * PANEL),
-        _HEADER + height + _CAPTION + _LEGEND,
-    )
-    canvas = Image.new("RGB", canvas_size, _BACKGROUND)
+    whole = max(len(panels) * (width + _GAP) + _GAP, 2 * PANEL)
+    legend = _legend_lines(prediction, truth_instances is not None, whole)
+    lowest = _HEADER + height + _CAPTION
+    canvas = Image.new("RGB", (whole, lowest + len(legend) * _LEGEND), _BACKGROUND)
     draw = ImageDraw.Draw(canvas)
     for index, (name, panel) in enumerate(panels):
         left = _GAP + index * (width + _GAP)
         draw.text((left, 9), _shortened(name, width, _font(15)), _TEXT, _font(15))
         canvas.paste(panel, (left, _HEADER))
-    _draw_classes(draw, _HEADER + height + 12, canvas.width, prediction, true_label, class_names)
-    _draw_legend(draw, canvas.height - _LEGEND, prediction, truth_instances is not None)
+    _draw_classes(draw, _HEADER + height + 12, canvas.width, prediction, true_label)
+    for index, entries in enumerate(legend):
+        _draw_legend(draw, lowest + index * _LEGEND + 13, entries)
     return canvas
+
+
+def colored_by_class(classes: ClassSet) -> bool:
+    """Whether the colors of predicted lesions tell their class; of one class they tell the rank."""
+    return len(classes.lesion) > 1
+
+
+def lesion_colors(classes: ClassSet) -> list[Color]:
+    """Colors of predicted lesions: of each class, or by rank, see `colored_by_class`."""
+    if not colored_by_class(classes):
+        own = classes.lesion[0].color
+        return [own] if own else [*PREDICTED_COLORS]
+    usual = itertools.cycle(PREDICTED_COLORS)
+    return [lesion.color or color for lesion, color in zip(classes.lesion, usual, strict=False)]
 
 
 def slice_panels(
@@ -158,7 +173,7 @@ def contour(mask: np.ndarray, thickness: int = 1) -> np.ndarray:
     return mask & ~ndimage.binary_erosion(mask, iterations=thickness)
 
 
-def _check(image, prediction, truth_instances, true_label, class_names) -> None:
+def _check(image, prediction, truth_instances, true_label) -> None:
     """Raises the errors of `overlay`."""
     if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)):
         raise ValueError(
@@ -176,8 +191,10 @@ def _check(image, prediction, truth_instances, true_label, class_names) -> None:
             f"{list(size)}"
         )
     classes = len(prediction.class_probabilities)
-    if len(class_names) != classes:
-        raise ValueError(f"{len(class_names)} class names for {classes} class probabilities")
+    if len(prediction.classes.image) != classes:
+        raise ValueError(
+            f"{len(prediction.classes.image)} image classes for {classes} class probabilities"
+        )
     if true_label is not None and not 0 <= true_label < classes:
         raise ValueError(f"true_label {true_label} is none of the classes 0 to {classes - 1}")
 
@@ -205,15 +222,16 @@ def _truth_panel(base: Image.Image, objects: Sequence[np.ndarray]) -> Image.Imag
 def _prediction_panel(base: Image.Image, prediction: Prediction, scale: float) -> Image.Image:
     pixels = np.array(base)
     taken = np.zeros(pixels.shape[:2], np.float32)  # how much a score should keep off a pixel
+    colors = _colors(prediction)
     # Detections come in decreasing score: the best is drawn last, on top.
     drawing_order = range(len(prediction.scores) - 1, -1, -1)
     if prediction.masks is not None:
         for k in drawing_order:
             mask = _resized_mask(rle_lib.decode(prediction.masks[k]), base.size)
-            fill = np.array(_color(k), float)
+            fill = np.array(colors[k], float)
             mixed = (1 - _MASK_OPACITY) * pixels[mask] + _MASK_OPACITY * fill
             pixels[mask] = mixed.round().astype(np.uint8)
-            pixels[contour(mask)] = _color(k)
+            pixels[contour(mask)] = colors[k]
             taken[mask] = 1
     panel = Image.fromarray(pixels)
     draw = ImageDraw.Draw(panel)
@@ -221,10 +239,10 @@ def _prediction_panel(base: Image.Image, prediction: Prediction, scale: float) -
         x1, y1, x2, y2 = (float(v) * scale for v in prediction.boxes[k])
         line = 2 if min(x2 - x1, y2 - y1) > 24 else 1
         corners = (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1))
-        draw.rectangle(corners, outline=_color(k), width=line)
+        draw.rectangle(corners, outline=colors[k], width=line)
     for k in reversed(drawing_order):
         box = [float(v) * scale for v in prediction.boxes[k]]
-        _draw_tag(draw, box, f"{prediction.scores[k]:.2f}", _color(k), taken)
+        _draw_tag(draw, box, f"{prediction.scores[k]:.2f}", colors[k], taken)
     return panel
 
 
@@ -248,11 +266,12 @@ def _draw_tag(
     draw.text((left + 3, top + height / 2), text, (0, 0, 0), font, anchor="lm")
 
 
-def _draw_classes(draw, top: int, width: int, prediction, true_label, names) -> None:
+def _draw_classes(draw, top: int, width: int, prediction, true_label) -> None:
     """The verdict, and one bar for each class: the predicted one bright, the true one named.
 
     A model that only segments has no classes, and nothing is drawn.
     """
+    names = prediction.classes.titles
     if not names:
         return
     best = int(prediction.predicted_class)
@@ -266,7 +285,8 @@ def _draw_classes(draw, top: int, width: int, prediction, true_label, names) -> 
     for k, (name, share) in enumerate(zip(names, prediction.class_probabilities, strict=True)):
         left, right = _GAP + k * cell, (k + 1) * cell
         text = _TEXT if k == best else _DIM
-        draw.text((left, top + 28), name, text, _font(14))
+        room = int(right - left) - 52  # beside the percentage
+        draw.text((left, top + 28), _shortened(name, room, _font(14)), text, _font(14))
         draw.text((right, top + 28), f"{100 * share:.1f}%", text, _font(14), anchor="ra")
         bar = (left, top + 48, right, top + 56)
         draw.rounded_rectangle(bar, 4, fill=_TRACK)
@@ -277,26 +297,60 @@ def _draw_classes(draw, top: int, width: int, prediction, true_label, names) -> 
             )
 
 
-def _draw_legend(draw, top: int, prediction, with_truth: bool) -> None:
-    x, middle = float(_GAP), top + 13
-    if with_truth:
-        draw.rectangle((x, middle - 6, x + 18, middle + 6), outline=_TRUTH, width=2)
-        x = _legend_text(draw, x + 26, middle, "true lesion")
-    for color in PREDICTED_COLORS:
-        draw.rectangle((x, middle - 6, x + 12, middle + 6), fill=color)
-        x += 14
+class _Key(NamedTuple):
+    """An entry of the legend: colors, whether as outlines, and a text."""
+
+    colors: Sequence[Color]
+    outlined: bool
+    text: str
+
+    @property
+    def width(self) -> float:
+        swatches = 26.0 if self.outlined else 14.0 * len(self.colors) + 6
+        return swatches + _font(13).getlength(self.text) + 24
+
+
+def _legend_lines(prediction: Prediction, with_truth: bool, width: int) -> list[list[_Key]]:
+    """The entries of the legend, in lines of at most this width."""
+    classes, colors = prediction.classes, lesion_colors(prediction.classes)
     shape = "box" if prediction.masks is None else "mask, box"
-    _legend_text(draw, x + 6, middle, f"predicted lesions ({shape} and score)")
+    entries = [_Key([_TRUTH], True, "true lesion")] if with_truth else []
+    if colored_by_class(classes):
+        titles = classes.lesion_titles.values()
+        entries += [_Key([c], False, t) for c, t in zip(colors, titles, strict=True)]
+        entries[-1] = entries[-1]._replace(text=f"{entries[-1].text} ({shape} and score)")
+    else:
+        title = "lesions" if classes.lesion == PAPER.lesion else classes.lesion[0].title
+        entries.append(_Key(colors, False, f"predicted {title} ({shape} and score)"))
+    lines: list[list[_Key]] = [[]]
+    for entry in entries:
+        if lines[-1] and sum(e.width for e in (*lines[-1], entry)) > width - _GAP:
+            lines.append([])
+        lines[-1].append(entry)
+    return lines
 
 
-def _legend_text(draw, x: float, middle: float, text: str) -> float:
-    """Writes text from x; returns where the next entry may start."""
-    draw.text((x, middle), text, _DIM, _font(13), anchor="lm")
-    return x + draw.textlength(text, _font(13)) + 24
+def _draw_legend(draw, middle: int, entries: Sequence[_Key]) -> None:
+    x = float(_GAP)
+    for entry in entries:
+        end = x + entry.width
+        for color in entry.colors:
+            if entry.outlined:
+                draw.rectangle((x, middle - 6, x + 18, middle + 6), outline=color, width=2)
+                x += 20
+            else:
+                draw.rectangle((x, middle - 6, x + 12, middle + 6), fill=color)
+                x += 14
+        draw.text((x + 6, middle), entry.text, _DIM, _font(13), anchor="lm")
+        x = end
 
 
-def _color(index: int) -> Color:
-    return PREDICTED_COLORS[index % len(PREDICTED_COLORS)]
+def _colors(prediction: Prediction) -> list[Color]:
+    """The color of every detection."""
+    classes = prediction.classes
+    colors, by_class = lesion_colors(classes), colored_by_class(classes)
+    places = [int(k) - 1 for k in prediction.labels] if by_class else range(len(prediction.scores))
+    return [colors[place % len(colors)] for place in places]
 
 
 def _lesions(count: int) -> str:

@@ -10,6 +10,7 @@ import pytest
 import ssm_jax
 from ssm_jax import box
 from ssm_jax.checkpoints import CheckpointError, CheckpointInfo
+from ssm_jax.classes import PAPER
 from ssm_jax.cli import predict
 from ssm_jax.cli.common import set_up_logging
 from ssm_jax.cli.flags import parse
@@ -29,7 +30,7 @@ def told(path):
     config.init_from = "/home/somebody/runs"
     model = ModelConfig.from_mapping(config.model.to_dict())
     metrics = {"score_threshold": 0.07, "infection_dice": 0.5}
-    return model, CheckpointInfo(path, 12, metrics, config.to_dict(), 60.0)
+    return model, CheckpointInfo(path, 12, metrics, config.to_dict(), PAPER, 60.0)
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,15 @@ from ssm_jax.checkpoints import (
     config_item,
     load_model,
     metric_value,
+    read_info,
     save_model,
     write_step,
 )
-from ssm_jax.config import ModelConfig
+from ssm_jax.class_set import ClassSet
+from ssm_jax.classes import PAPER, paper
+from ssm_jax.config import ModelConfig, default_config, with_classes
 from tests.helpers.tiny import get_config, random_variables
+from tests.test_classes import OWN
 
 MODEL = ModelConfig.from_mapping(get_config().model.to_dict())
 
@@ -54,6 +58,27 @@ def test_weights_alone(saved, variables):
         assert (info.step, info.metrics, info.config, info.seconds) == (0, None, None, None)
     with pytest.raises(CheckpointError, match="not empty"):
         save_model(saved.parent.parent, MODEL, variables)
+
+
+def test_classes_of_weights_alone(saved, variables, tmp_path):
+    assert load_model(saved)[2].classes == PAPER
+    named = ClassSet.from_json({"image": ["a", "b", "c"], "lesion": ["x"]})
+    save_model(tmp_path / "named", MODEL, variables, named)
+    assert load_model(tmp_path / "named")[2].classes == named
+
+
+def test_classes_of_a_run_are_those_of_its_configuration(tmp_path):
+    run = json.loads(with_classes(default_config(), OWN).to_json_best_effort())
+    old = {name: section for name, section in run.items() if name != "classes"}
+    old["model"] = {**run["model"], "image_classes": 2, "num_classes": 2}
+    for number, (config, expected) in enumerate([(run, OWN), (old, paper(2))]):
+        item = config_item(config["model"], config)
+        step = write_step(tmp_path, number, {}, {"config": item})
+        assert read_info(step).classes == expected
+    broken = {**run, "classes": {"lesion": ["x", "x"]}}
+    step = write_step(tmp_path, 9, {}, {"config": config_item(run["model"], broken)})
+    with pytest.raises(CheckpointError, match="unusable classes: two lesion classes"):
+        read_info(step)
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path):

@@ -60,6 +60,7 @@ def test_models_without_names_get_the_papers_or_numbers():
     [
         ({"lesion": []}, "no lesion class"),
         ({"lesion": ["x"], "image": ["one"]}, "one image class alone"),
+        ({"lesion": ["x"], "image": ["a", "macro"]}, "f1_macro is of all classes"),
         ({"lesion": ["x", "x"]}, "two lesion classes are called 'x'"),
         ({"lesion": [{"name": "x", "values": []}]}, "without mask values"),
         ({"lesion": [{"name": "x", "values": [0]}]}, "from 1 to 255, not 0"),

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ("ssm_jax", "experiments", "benchmarks", "configs")
@@ -41,3 +42,28 @@ def test_docstrings_begin_with_a_noun_or_a_verb():
         and (ast.get_docstring(node) or "").startswith("What ")
     ]
     assert riddles == []
+
+
+# What may name the paper's classes: their set, the readers of published data, the paper's tables,
+# and the phantom.
+NAMING = (
+    "ssm_jax/classes.py",
+    "ssm_jax/cli/prepare_data.py",
+    "ssm_jax/data/phantom/",
+    "ssm_jax/data/published/",
+    "ssm_jax/report/paper.py",
+    "ssm_jax/report/paper_results.json",
+)
+
+
+def test_the_papers_classes_are_named_in_one_place():
+    words = re.compile(r"covid|pneumonia|ggo|consolidation", re.IGNORECASE)
+    kinds = (".py", ".html", ".css", ".js", ".json")
+    files = [path for path in sorted((ROOT / "ssm_jax").rglob("*")) if path.suffix in kinds]
+    naming = {
+        str(path.relative_to(ROOT))
+        for path in files
+        if words.search(path.read_text(encoding="utf-8"))
+    }
+    assert sorted(name for name in naming if not name.startswith(NAMING)) == []
+    assert [start for start in NAMING if not any(n.startswith(start) for n in naming)] == []

@@ -5,7 +5,10 @@ import pytest
 from scipy import ndimage
 
 from ssm_jax import visualize
+from ssm_jax.class_set import ClassSet
+from ssm_jax.classes import unnamed
 from tests.helpers.fake_predictions import blob, box_of, label_map, prediction
+from tests.test_classes import OWN
 
 SIZE = 224  # half a panel: pixel (y, x) of the slice is at (2 y, 2 x) of a panel
 
@@ -69,6 +72,34 @@ def test_without_truth_and_without_masks():
     assert (panel(three, 1) == 100).all()
 
 
+def test_several_lesion_classes_have_colors_and_a_legend():
+    image, masks = scene()
+    found = prediction(masks, [0.9, 0.8], SIZE, SIZE, labels=[2, 1], logits=[0] * 5, classes=OWN)
+    picture = visualize.overlay(image, found)
+    cell, dirt, scratch = visualize.lesion_colors(OWN)
+    assert cell == (10, 20, 30)  # its own; the others are usual ones
+    assert [dirt, scratch] == [*visualize.PREDICTED_COLORS[1:3]]
+    predicted, legend = panel(picture, 1), np.asarray(picture)[-visualize._LEGEND :]
+    for color, mask in ((dirt, masks[0]), (cell, masks[1])):
+        x1, y1, x2, _ = 2 * np.array(box_of(mask))
+        assert has(predicted[y1, x1:x2], color).any()
+    for color in (cell, dirt, scratch):
+        assert has(legend, color).any()
+    texts = [key.text for line in visualize._legend_lines(found, False, 896) for key in line]
+    assert texts == ["Cell", "Dirt", "Scratch (mask, box and score)"]
+
+
+def test_a_long_legend_takes_lines():
+    many = ClassSet.from_json({"lesion": [f"a lesion with a long name {k}" for k in range(20)]})
+    found = prediction([], [], SIZE, SIZE, logits=(), classes=many)
+    lines = visualize._legend_lines(found, True, 896)
+    assert sum(map(len, lines)) == 21
+    assert all(sum(key.width for key in line) <= 896 for line in lines)
+    one = visualize.overlay(np.zeros((SIZE, SIZE), np.uint8), prediction([], [], SIZE, SIZE))
+    tall = visualize.overlay(np.zeros((SIZE, SIZE), np.uint8), found)
+    assert tall.height - one.height == (len(lines) - 1) * visualize._LEGEND
+
+
 def test_verdict_color():
     image, _ = scene()
     nothing = prediction([], [], SIZE, SIZE, logits=(0, 4, 0))
@@ -120,7 +151,7 @@ def test_bad_input_is_refused():
         visualize.overlay(image[:100], found)
     with pytest.raises(ValueError, match="truth_instances"):
         visualize.overlay(image, found, np.zeros((5, 5), np.uint8))
-    with pytest.raises(ValueError, match="2 class names for 3"):
-        visualize.overlay(image, found, class_names=("a", "b"))
+    with pytest.raises(ValueError, match="2 image classes for 3"):
+        visualize.overlay(image, prediction([], [], SIZE, SIZE, classes=unnamed(2, 1)))
     with pytest.raises(ValueError, match="true_label 3"):
         visualize.overlay(image, found, true_label=3)

@@ -22,8 +22,10 @@ from flax import traverse_util
 
 from ssm_jax import checkpoints
 from ssm_jax.checkpoints import CheckpointError, CheckpointInfo
+from ssm_jax.classes import of_checkpoint
 from ssm_jax.config import ModelConfig
 from ssm_jax.files import json_ready, replacing
+from ssm_jax.models.ssm import variable_shapes
 
 FILE = pathlib.Path(__file__).with_name("model.npz")
 CARD = pathlib.Path(__file__).with_name("MODEL_CARD.md")
@@ -83,13 +85,18 @@ def load_model() -> tuple[ModelConfig, dict[str, Any], CheckpointInfo]:
     try:
         model = ModelConfig.from_mapping(told["config"]["model"])
         info = CheckpointInfo(
-            FILE, told["step"], told["metrics"], told["config"]["run"], told["seconds"]
+            path=FILE,
+            step=told["step"],
+            metrics=told["metrics"],
+            config=told["config"]["run"],
+            classes=of_checkpoint(told["config"]),
+            seconds=told["seconds"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{FILE} is damaged: {error}") from error
     names = {name: array.astype(np.float32) for name, array in arrays.items()}
     variables = traverse_util.unflatten_dict(names, sep=_SEPARATOR)
-    wanted = checkpoints._shapes(model)
+    wanted = variable_shapes(model)
     if traverse_util.flatten_dict(wanted, sep=_SEPARATOR).keys() != names.keys():
         raise CheckpointError(f"{FILE} is damaged: it holds other weights than its model has")
     variables = jax.tree.map(lambda x, shape: x.astype(shape.dtype), variables, wanted)
@@ -139,7 +146,11 @@ def write(
     told = {
         "format": FORMAT,
         "version": VERSION,
-        "config": checkpoints.config_item(dataclasses.asdict(model), without_folders(info.config)),
+        "config": checkpoints.config_item(
+            dataclasses.asdict(model),
+            without_folders(info.config),
+            None if info.config else info.classes,
+        ),
         "metrics": info.metrics,
         "step": info.step,
         "seconds": info.seconds,

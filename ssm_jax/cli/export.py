@@ -57,7 +57,7 @@ def main(flags: Flags) -> None:
         masks=flags.masks,
         input_type=flags.input_type,
         step=info.step if info.config else None,
-        mask_type=info.config["data"]["mask_type"] if info.config else None,
+        classes=info.classes,
     )
     images = facts["inputs"]["images"]
     shape = ", ".join(map(str, images["shape"]))

@@ -16,8 +16,11 @@ Examples:
 from __future__ import annotations
 
 import dataclasses
+import json
+import pathlib
 from typing import Any
 
+from ssm_jax.class_set import ClassSet
 from ssm_jax.cli import common
 from ssm_jax.config import BACKBONES
 
@@ -35,6 +38,8 @@ class Flags:
         2,4,8,16,32 where the file does not tell.
       anchor_ratios: Heights of the anchors over their widths. Default: as in the file, or the
         reference's own 0.1,0.25,0.5,1,1.5,2 where the file does not tell.
+      classes: A JSON file that names the model's classes, as classes.json of a data set does.
+        Default: the paper's names, or numbers where the model has more classes.
       max_gib: A file that is larger or unpacks to more is refused.
     """
 
@@ -44,6 +49,7 @@ class Flags:
     blocks: str | None = dataclasses.field(default=None, metadata={"choices": ("2", "3")})
     anchor_sizes: tuple[float, ...] | None = None
     anchor_ratios: tuple[float, ...] | None = None
+    classes: pathlib.Path | None = None
     max_gib: float = dataclasses.field(default=2.0, metadata={"least": 0, "most": 1024})
 
     def given_fields(self) -> dict[str, Any]:
@@ -65,6 +71,25 @@ class Flags:
         }
         return {name: value for name, value in fields.items() if value is not None}
 
+    def class_set(self, image: int, lesion: int) -> ClassSet | None:
+        """The classes that --classes names, of a model that has so many.
+
+        Raises:
+          ValueError: the file cannot be used, or names more or fewer.
+        """
+        if self.classes is None:
+            return None
+        try:
+            named = ClassSet.from_json(json.loads(self.classes.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--classes={self.classes}: {error}") from error
+        if (len(named.image), len(named.lesion)) != (image, lesion):
+            raise ValueError(
+                f"--classes={self.classes} names {len(named.image)} image and {len(named.lesion)} "
+                f"lesion classes, and the model has {image} and {lesion}"
+            )
+        return named
+
 
 def main(flags: Flags) -> None:
     """The program."""
@@ -85,6 +110,7 @@ def main(flags: Flags) -> None:
         variables = reference_names.to_variables(weights.arrays, model_config)
     except (ValueError, TypeError) as error:  # TypeError: an .npz of no numbers
         raise ValueError(f"{path}: {error}") from error
-    folder = checkpoints.save_model(flags.output, model_config, variables)
+    classes = flags.class_set(model_config.image_classes, model_config.num_classes - 1)
+    folder = checkpoints.save_model(flags.output, model_config, variables, classes)
     kind = f"{model_config.backbone}, {model_config.blocks} blocks"
     print(f"{path} ({kind}, {model_config.branches} RoI branches) -> {folder}")

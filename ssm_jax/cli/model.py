@@ -22,7 +22,7 @@ class SummaryFlags:
     Attributes:
       rule: How class probabilities of slices become those of the scan. mean: their mean. vote: the
         share of slices whose largest probability is the class. telling: the mean over the (at most
-        five) most telling slices, those with the least probability of the normal class.
+        five) most telling slices, those with the least probability of the first class.
     """
 
     rule: str = dataclasses.field(default="mean", metadata={"choices": RULES})
@@ -108,7 +108,10 @@ class Loaded:
         """Makes it ready; settings are those of `Predictor`, the thresholds aside."""
         from ssm_jax.predictor import Predictor
 
-        return Predictor(self.config, self.variables, **self._thresholds, **settings)
+        classes = self.info.classes
+        return Predictor(
+            self.config, self.variables, **self._thresholds, classes=classes, **settings
+        )
 
     def notices(self) -> list[str]:
         """Lines that a user has to see before results: of the model in the box, its limits."""
@@ -123,8 +126,6 @@ class Loaded:
         """Lines for people about the model: label and value, in reading order."""
         import jax
 
-        from ssm_jax.classes import long_names
-
         config, info = self.config, self.info
         count = sum(x.size for x in jax.tree.leaves(self.variables["params"]))
         boxed = {}
@@ -137,7 +138,8 @@ class Loaded:
             **boxed,
             "Iteration": str(info.step) if info.config else "imported",
             "Network": f"{config.backbone}, {config.blocks} blocks, {count:,} parameters",
-            "Classes": ", ".join(long_names(config.image_classes)) or "none: it only segments",
+            "Classes": ", ".join(info.classes.titles) or "none: it only segments",
+            "Lesions": ", ".join(info.classes.lesion_titles.values()),
             "Score threshold": f"{self._thresholds['score_threshold']:g}",
             "NMS threshold": f"{self._thresholds['nms_threshold']:g}",
             "Computed on": f"{jax.devices()[0].device_kind} with JAX {jax.__version__}",

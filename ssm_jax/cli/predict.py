@@ -2,15 +2,15 @@
 
 Takes DICOM (files, series, many frames), NIfTI, PNG, JPEG and TIFF: files, folders, patterns and
 zips. Without --checkpoint it is the model that comes with the package. Writes `predictions.json`
-into the output folder, an object of two lists:
+into the output folder, an object of the model's classes (image and lesion classes, each with name,
+title and more) and two lists:
 
 slices: one object a slice: file, scan (its place in the other list), position (millimeters along
-the patient), height, width, class_logits, class_probabilities, predicted_class (0 normal, 1 common
-pneumonia, 2 COVID-19; of two classes 0 normal, 1 COVID-19; null if the model only segments),
-predicted_class_name (normal, cp, covid or null), and detections, each with box (x1, y1, x2, y2 in
-pixels of the slice as shown), score, label (lesion class: 1; of two 1 ground glass, 2
-consolidation) and mask (COCO run-length encoding). One that cannot be read has error instead, and
-the program then exits with 1.
+the patient), height, width, class_logits, class_probabilities, predicted_class (its place among the
+image classes, from 0) and predicted_class_name, both null if the model only segments, and
+detections, each with box (x1, y1, x2, y2 in pixels of the slice as shown), score, label (its place
+among the lesion classes, from 1), label_name and mask (COCO run-length encoding). One that cannot
+be read has error instead, and the program then exits with 1.
 
 scans: one object a scan: name, kind, facts, warnings (what was assumed or is missing), and summary:
 class_probabilities by --rule, slices_per_class, lesion_ml, lung_share, body_share (of the lesions'
@@ -126,16 +126,15 @@ class Overlays:
         self._count += len(scan.slices)
 
         def draw(index: int, image: np.ndarray, prediction) -> None:
-            from ssm_jax import classes, visualize
+            from ssm_jax import visualize
             from ssm_jax.scans.masks import file_name
 
             name = pathlib.PurePath(scan.slices[index].name).name
-            names = classes.long_names(len(prediction.class_logits))
             try:
                 with guarded("no overlay"):
                     self._folder.mkdir(parents=True, exist_ok=True)
                     title = visible(name)
-                    picture = visualize.overlay(image, prediction, class_names=names, title=title)
+                    picture = visualize.overlay(image, prediction, title=title)
                     picture.save(self._folder / file_name(first + index, name))
             except ScanError as error:
                 self.failed.append(f"{visible(name)}: {error}")
@@ -277,13 +276,11 @@ def predict(flags: Flags) -> None:
 
 def tell(results: list, entries: list[dict], output: pathlib.Path) -> None:
     """Prints what was found and what went wrong; exits with 1 if something could not be read."""
-    from ssm_jax.classes import long_names
-
     for result in results:
         if result.kind != "pictures" and result.summary is not None:
             shares = result.summary.class_probabilities
-            names = long_names(len(shares))
-            parts = [f"{n} {s:.3f}" for n, s in zip(names, shares, strict=True)]
+            titles = result.classes.titles
+            parts = [f"{n} {s:.3f}" for n, s in zip(titles, shares, strict=True)]
             if result.summary.lesion_ml is not None:
                 parts.append(f"lesions {result.summary.lesion_ml:.1f} ml")
             print(f"{visible(result.name)}: {', '.join(parts)}")

@@ -39,7 +39,7 @@ import re
 import shlex
 import sys
 
-from ssm_jax.classes import SHORT_NAMES
+from ssm_jax.classes import PAPER
 from ssm_jax.data import findings
 from ssm_jax.data.published import covid_classes, prepare
 
@@ -63,7 +63,7 @@ class Flags:
     train_list: pathlib.Path | None = None
     val_list: pathlib.Path | None = None
     test_list: pathlib.Path | None = None
-    class_order: str = ",".join(SHORT_NAMES)
+    class_order: str = ",".join(PAPER.names)
     allow_patient_overlap: bool = False
     allow_split_duplicates: bool = False
     options: prepare.Options = dataclasses.field(metadata={"omit": ("lists", "order", "tolerated")})

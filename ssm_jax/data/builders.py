@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from ssm_jax.classes import SHORT_NAMES, class_number
+from ssm_jax.class_set import ClassSet, LesionClass
+from ssm_jax.classes import PAPER_DATA
 from ssm_jax.data import folders, images
 from ssm_jax.data.errors import DataError
 from ssm_jax.data.findings import Findings
 from ssm_jax.data.inspection import Inspected, Inspector, Slice, check_files, file_stamp
-from ssm_jax.data.objects import AREA_FIELDS
+from ssm_jax.data.objects import PAPER_GROUPS, Values, area_field
 from ssm_jax.data.patients import PATIENT_OF
 from ssm_jax.data.splits import split_by_patient
 
@@ -29,16 +30,17 @@ SHARD = 256  # slices a file: bounds the memory that writing takes
 SPLITS = ("train", "test")
 THREADS = 2  # that check the files of a folder
 _COMMON = ("file", "height", "width", "channels")
-FIELDS = {"seg": (*_COMMON, *AREA_FIELDS.values()), "cls": (*_COMMON, "label")}
 _CLASS_FILE = re.compile(r"(?P<number>\d+)_[^_]+_[^_]+_[^_]+")
 
 
-def features(part: str, channels: int) -> tfds.features.FeaturesDict:
+def features(
+    part: str, channels: int, labels: int, groups: Sequence[Values]
+) -> tfds.features.FeaturesDict:
     """Features of a segmentation ("seg") or classification ("cls") set.
 
-    file: name; image: [H, W, channels] uint8; height, width, channels; and mask [H, W, 1] uint8
-    with areas int32 [n] (pixels of every lesion component), ground_glass_areas and
-    consolidation_areas (the same of these mask values alone), or label (0, 1, 2).
+    file: name; image: [H, W, channels] uint8; height, width, channels; and label below `labels`, or
+    mask [H, W, 1] uint8 with `objects.area_field` int32 [n] of every group of mask values: pixels
+    of every component of these values.
     """
     common = {
         "file": tfds.features.Text(),
@@ -48,11 +50,11 @@ def features(part: str, channels: int) -> tfds.features.FeaturesDict:
         "channels": np.int32,
     }
     if part == "cls":
-        own = {"label": tfds.features.ClassLabel(num_classes=len(SHORT_NAMES))}
+        own = {"label": tfds.features.ClassLabel(num_classes=labels)}
     else:
         areas = tfds.features.Tensor(shape=(None,), dtype=np.int32)
         mask = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
-        own = {"mask": mask} | dict.fromkeys(AREA_FIELDS.values(), areas)
+        own = {"mask": mask} | dict.fromkeys(map(area_field, groups), areas)
     return tfds.features.FeaturesDict(common | own)
 
 
@@ -86,6 +88,22 @@ class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         """Channels of the slices, 1 or 3."""
         raise NotImplementedError
 
+    @property
+    def classes(self) -> ClassSet:
+        """All that slices and masks can be of."""
+        return PAPER_DATA
+
+    @property
+    def groups(self) -> Sequence[Values]:
+        """Mask values that make objects together, of every lesion class that may be asked for."""
+        return PAPER_GROUPS
+
+    @property
+    def index_fields(self) -> tuple[str, ...]:
+        """Fields of the index."""
+        own = ("label",) if self.part == "cls" else map(area_field, self.groups)
+        return (*_COMMON, *own)
+
     def split_sizes(self) -> Mapping[str, int]:
         """Slices of each split; called when the set is prepared, before `examples`."""
         raise NotImplementedError
@@ -106,7 +124,9 @@ class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         return _Info(
             builder=self,
             description=type(self).__doc__,
-            features=features(self.part, self.channels),
+            features=features(
+                self.part, self.channels, max(self.classes.numbers, default=0) + 1, self.groups
+            ),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
         )
@@ -115,7 +135,7 @@ class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         del dl_manager
         plan: dict[str, Sequence[Callable]] = {}
         for split, size in self.split_sizes().items():
-            self.info.metadata[split] = {field: [] for field in FIELDS[self.part]}
+            self.info.metadata[split] = {field: [] for field in self.index_fields}
             starts = range(0, size, SHARD)
             plan[split] = [
                 functools.partial(self._shard, split, start, min(size, start + SHARD))
@@ -142,6 +162,8 @@ class FolderConfig(tfds.core.BuilderConfig):
       dev_share: without a subfolder for tests, the share of the training slices that is kept for
         the evaluation, by patient.
       dev_seed: of the choice of these patients.
+      classes: all that slices and masks can be of.
+      groups: mask values that make objects together.
     """
 
     root: str = ""
@@ -149,6 +171,8 @@ class FolderConfig(tfds.core.BuilderConfig):
     channels: int = 1
     dev_share: float = 0.0
     dev_seed: int = 0
+    classes: ClassSet = PAPER_DATA
+    groups: tuple[Values, ...] = PAPER_GROUPS
 
 
 class FolderBuilder(IndexedBuilder):
@@ -168,6 +192,8 @@ class FolderBuilder(IndexedBuilder):
         test_split: str = "test",
         dev_share: float = 0.0,
         dev_seed: int = 0,
+        classes: ClassSet = PAPER_DATA,
+        lesions: Sequence[LesionClass] = (),
     ) -> FolderConfig:
         """Names a folder by its listing, so that a changed folder is prepared again.
 
@@ -177,6 +203,8 @@ class FolderBuilder(IndexedBuilder):
           test_split: name of the subfolder for the evaluation.
           dev_share: see `FolderConfig`; 0: the subfolder for the evaluation has to be there.
           dev_seed: see `FolderConfig`.
+          classes: all that slices and masks can be of, see `class_files.folder_classes`.
+          lesions: classes of a model, where they are not those.
 
         Raises:
           DataError: a folder is missing or empty.
@@ -188,7 +216,11 @@ class FolderBuilder(IndexedBuilder):
         pictures, *_ = cls.subfolders or ("",)
         listed = [folders.list_images(top / split / pictures) for split in splits]
         holding = [top / split / name for split in splits for name in cls.subfolders or ("",)]
-        key = folders.folder_key(sorted(holding), f"{top} {splits}")
+        # The paper's lesion classes are all in one preparation, as they always were.
+        usual = PAPER_GROUPS if classes.lesion == PAPER_DATA.lesion else ()
+        own = (lesion.values for lesion in (*classes.lesion, *lesions))
+        groups = tuple(dict.fromkeys((*usual, *own)))
+        key = folders.folder_key(sorted(holding), cls.salt(f"{top} {splits}", classes, groups))
         channels = folders.channels_of(listed[0])
         name = f"{top.name}-{key}"
         return FolderConfig(
@@ -198,6 +230,8 @@ class FolderBuilder(IndexedBuilder):
             channels=channels,
             dev_share=dev_share,
             dev_seed=dev_seed,
+            classes=classes,
+            groups=groups,
         )
 
     @property
@@ -228,6 +262,26 @@ class FolderBuilder(IndexedBuilder):
         chosen = split_by_patient(known, shares, config.dev_seed)
         return only, np.flatnonzero(chosen == SPLITS.index(split)).tolist()
 
+    @classmethod
+    def salt(cls, text: str, classes: ClassSet, groups: tuple[Values, ...]) -> str:
+        """`text`, and what of classes changes a preparation where they are not the paper's."""
+
+        def read(of: ClassSet, together: tuple[Values, ...]) -> list:
+            return sorted(of.numbers) if cls.part == "cls" else [sorted(of.values), together]
+
+        known = read(classes, groups)
+        return text if known == read(PAPER_DATA, PAPER_GROUPS) else f"{text} {known}"
+
+    @property
+    def classes(self) -> ClassSet:
+        """All that slices and masks of the folder can be of."""
+        return self.builder_config.classes
+
+    @property
+    def groups(self) -> Sequence[Values]:
+        """Mask values that make objects together."""
+        return self.builder_config.groups
+
     @property
     def channels(self) -> int:
         """Channels of the slices, 1 or 3: those of the first training slice."""
@@ -236,7 +290,8 @@ class FolderBuilder(IndexedBuilder):
     def split_sizes(self):
         """Checks all files before anything is written; raises DataError."""
         root = pathlib.Path(self.builder_config.root)
-        inspector, findings = Inspector(self.channels, THREADS), Findings()
+        inspector = Inspector(self.channels, THREADS, groups=self.groups)
+        findings = Findings(classes=self.classes)
         self._found = {}
         for split, folder in zip(self.split_names, self.builder_config.splits, strict=True):
             slices = self.slices_of(root / folder, findings)
@@ -253,7 +308,7 @@ class FolderBuilder(IndexedBuilder):
 
     @staticmethod
     def slices_of(folder: pathlib.Path, findings: Findings) -> list[Slice]:
-        """The slices of a split by name; notes what their names tell to be wrong.
+        """The slices of a split by name; notes what their names tell to be wrong for its classes.
 
         Raises:
           DataError: a folder is missing or empty.
@@ -273,8 +328,7 @@ class FolderBuilder(IndexedBuilder):
                 **self.truth(found),
             }
 
-    @staticmethod
-    def truth(found: Inspected) -> dict[str, Any]:
+    def truth(self, found: Inspected) -> dict[str, Any]:
         """The features of a slice besides the picture."""
         raise NotImplementedError
 
@@ -282,8 +336,8 @@ class FolderBuilder(IndexedBuilder):
 class CtLesionSeg(FolderBuilder):
     """CT slices with lesion masks, from <root>/<split>/{imgs,masks}.
 
-    Slices are PNG or JPEG files in 8 bits, masks PNG files of the same name with the values
-    0 background, 1 lung, 2 ground glass, 3 consolidation.
+    Slices are PNG or JPEG files in 8 bits, masks PNG files of the same name with the values of the
+    set's classes.
     """
 
     part = "seg"
@@ -304,18 +358,17 @@ class CtLesionSeg(FolderBuilder):
             slices.append(item)
         return slices
 
-    @staticmethod
-    def truth(found):
+    def truth(self, found):
         """The mask, and the areas of its components."""
         mask = images.read_mask(found.item.mask.read_bytes()).astype(np.uint8)
-        areas = {name: found.mask[name] for name in AREA_FIELDS.values()}
+        areas = {name: found.mask[name] for name in map(area_field, self.groups)}
         return {"mask": images.encode(mask, level=6), **areas}
 
 
 class CtClasses(FolderBuilder):
-    """CT slices in three classes, from <root>/<split>/<class>_<patient>_<scan>_<slice>.png.
+    """CT slices with a class, from <root>/<split>/<class>_<patient>_<scan>_<slice>.png.
 
-    The class is 0 normal, 1 common pneumonia or 2 COVID-19.
+    The class is the number of one of the set's classes.
     """
 
     part = "cls"
@@ -323,17 +376,16 @@ class CtClasses(FolderBuilder):
     @staticmethod
     def slices_of(folder, findings):
         """Slices whose names start with their class."""
-        slices = []
+        slices, numbers = [], {str(number): number for number in findings.classes.numbers}
         for path in folders.list_images(folder):
             match = _CLASS_FILE.fullmatch(path.stem)
-            label = class_number(match["number"]) if match else None
+            label = numbers.get(match["number"]) if match else None
             item = Slice(folder.name, path.name, path.name, path, label=label)
             if label is None:
                 findings.add("unknown_class" if match else "bad_name", item.where)
             slices.append(item)
         return slices
 
-    @staticmethod
-    def truth(found):
+    def truth(self, found):
         """The class."""
         return {"label": found.item.label}

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from ssm_jax.data.builders import FIELDS, IndexedBuilder
+from ssm_jax.data.builders import IndexedBuilder
 from ssm_jax.data.errors import DataError
 from ssm_jax.data.folders import locked
 
@@ -69,7 +69,7 @@ def _complete(builder: IndexedBuilder) -> bool:
     return found and all(
         len(index.get(split, {}).get(field, ())) == builder.info.splits[split].num_examples
         for split in builder.split_names
-        for field in FIELDS[builder.part]
+        for field in builder.index_fields
     )
 
 

@@ -12,7 +12,7 @@ import ml_collections
 
 from ssm_jax.class_set import ClassSet, background_values, image_classes, lesion_classes, plain
 from ssm_jax.classes import PAPER_DATA
-from ssm_jax.config import check_values, class_set, with_classes
+from ssm_jax.config import class_set, with_classes
 from ssm_jax.data.errors import DataError
 from ssm_jax.files import write_json
 
@@ -92,10 +92,9 @@ def named_classes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     slices, the model is one of lesions alone.
 
     Raises:
-      ValueError: an impossible value in the configuration.
+      ValueError: impossible classes in the configuration.
       DataError: an unusable file, or folders that name different classes.
     """
-    check_values(config)
     config, data = config.copy_and_resolve_references(), config.data
     paths = dict.fromkeys(folder_paths(data.cls_dir) + folder_paths(data.seg_dir))
     files = {path: known for path in paths if (known := read_classes(path))}

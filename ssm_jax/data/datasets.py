@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import ml_collections
 import numpy as np
 
-from ssm_jax.classes import FILE_CLASSES, LONG_NAMES
+from ssm_jax.class_set import ClassSet
+from ssm_jax.config import class_set
 from ssm_jax.data.augment import Augmentation
 from ssm_jax.data.builders import SPLITS, CtClasses, CtLesionSeg, IndexedBuilder
 from ssm_jax.data.cache import prepared
-from ssm_jax.data.class_files import folder_paths
+from ssm_jax.data.class_files import folder_classes, folder_paths, named_classes
 from ssm_jax.data.errors import DataError, name_files
 from ssm_jax.data.phantom.builder import CtPhantom
 from ssm_jax.data.phantom.slices import MIN_SIZE
@@ -77,26 +78,28 @@ def open_datasets(config: ml_collections.ConfigDict) -> Datasets:
     """Opens the data that config.data names; prepares them first where needed.
 
     Args:
-      config: see `ssm_jax.config`; the sections data and model are read.
+      config: see `ssm_jax.config`; the sections data, model and classes are read. Classes that it
+        does not name are those of the data, see `class_files.named_classes`.
 
     Raises:
       DataError: unusable data; the message names files and the remedy.
     """
-    data, model = config.data, config.model
+    config = named_classes(config)
+    data, model, classes = config.data, config.model, class_set(config)
     parts = ("seg", "cls") if model.image_classes else ("seg",)
     _check_phantom(data, parts)
-    sets = {part: _sets(data, part) for part in parts}
+    sets = {part: _sets(data, part, classes) for part in parts}
     seg_train, seg_test = (
-        SegmentationSource(sets["seg"], split, data.min_area, data.mask_type) for split in SPLITS
+        SegmentationSource(sets["seg"], split, data.min_area, classes.lesion) for split in SPLITS
     )
     cls_train = cls_test = None
     descriptions = [_describe("segmentation", data, "seg", seg_train, seg_test)]
     if model.image_classes:
         cls_train, cls_test = (
-            ClassificationSource(sets["cls"], split, model.image_size, model.image_classes)
+            ClassificationSource(sets["cls"], split, model.image_size, classes.numbers)
             for split in SPLITS
         )
-        _check_classes(model.image_classes, cls_train, cls_test)
+        _check_classes(classes, cls_train, cls_test)
         descriptions.append(_describe("classification", data, "cls", cls_train, cls_test))
     shapes = _shapes(model, seg_train, seg_test)
     height, width = (max(shape[axis] for shape in shapes.values()) for axis in (0, 1))
@@ -129,17 +132,28 @@ def _folder_names(paths: Sequence[str]) -> list[str]:
     ]
 
 
-def _sets(data: ml_collections.ConfigDict, part: str) -> dict[str, IndexedBuilder]:
+def _sets(
+    data: ml_collections.ConfigDict, part: str, classes: ClassSet
+) -> dict[str, IndexedBuilder]:
     """Name -> slices, prepared, of the folders of a part, or of the phantom."""
     paths = folder_paths(data[f"{part}_dir"])
     if not paths:
         phantom = data.phantom
+        folder_classes(None, classes, part)  # refuses what it does not draw
         train, test = phantom[f"{part}_train"], phantom[f"{part}_test"]
         drawn = CtPhantom.config_of(part, phantom.seed, phantom.size, train, test)
         return {"phantom": prepared(CtPhantom, drawn, data.data_dir)}
     kind = CtLesionSeg if part == "seg" else CtClasses
     configs = [
-        kind.config_of(path, data.train_split, data.test_split, data.dev_share, data.dev_seed)
+        kind.config_of(
+            path,
+            data.train_split,
+            data.test_split,
+            data.dev_share,
+            data.dev_seed,
+            folder_classes(path, classes, part),
+            classes.lesion,
+        )
         for path in paths
     ]
     if len({config.channels for config in configs}) > 1:
@@ -209,18 +223,17 @@ def _check_phantom(data: ml_collections.ConfigDict, parts: Sequence[str]) -> Non
             )
 
 
-def _check_classes(image_classes: int, *sources: ClassificationSource) -> None:
+def _check_classes(classes: ClassSet, *sources: ClassificationSource) -> None:
     """Raises DataError where slices were left out and none of some class remains."""
     for source in sources:
-        missing = set(range(image_classes)) - set(source.labels.tolist())
+        missing = set(range(len(classes.image))) - set(source.labels.tolist())
         if source.left_out and missing:
-            numbers = FILE_CLASSES[image_classes]
-            names = ", ".join(f"{n} ({LONG_NAMES[n]})" for n in numbers)
-            absent = ", ".join(str(numbers[k]) for k in sorted(missing))
+            names = ", ".join(f"{one.number} ({one.title})" for one in classes.image)
+            absent = ", ".join(str(classes.numbers[k]) for k in sorted(missing))
             raise DataError(
                 f"the {source.name} has no slice of class {absent}: with "
-                f"config.model.image_classes={image_classes} the slices that count have names that "
-                f"start with {names}; {source.left_out} others were left out"
+                f"config.model.image_classes={len(classes.image)} the slices that count have names "
+                f"that start with {names}; {source.left_out} others were left out"
             )
 
 
@@ -233,10 +246,11 @@ def _max_objects(
     _check_count(train, data.max_objects or MAX_OBJECTS, more + smaller)
     _check_count(test, MAX_OBJECTS, smaller)
     if not train.object_counts.any():
+        values = " and ".join(str(v) for lesion in train.lesions for v in lesion.values)
         raise DataError(
             f"the {train.name} has no slice with a lesion of more than {data.min_area} pixels of "
             f"512x512, so there is nothing to learn from {data.seg_dir or 'it'}; check that the "
-            "masks mark lesions with 2 and 3, or lower config.data.min_area"
+            f"masks mark lesions with {values}, or lower config.data.min_area"
         )
     return data.max_objects or int(train.object_counts.max())
 

@@ -7,7 +7,8 @@ import textwrap
 from collections.abc import Collection
 from typing import Any
 
-from ssm_jax.classes import NUMBERED_CLASSES, NUMBERED_VALUES
+from ssm_jax.class_set import ClassSet
+from ssm_jax.classes import PAPER_DATA
 from ssm_jax.data.errors import DataError, name_files
 
 
@@ -23,6 +24,12 @@ class Kind:
     error: bool
     text: str
 
+    def of(self, classes: ClassSet) -> str:
+        """The text for a set of these classes."""
+        return self.text.format(
+            classes=classes.numbered_classes(), values=classes.numbered_values()
+        )
+
 
 def _error(text: str) -> Kind:
     return Kind(True, text)
@@ -37,10 +44,10 @@ KINDS = {
     "bad_name": _error(
         "slice whose name has not the form <class>_<patient>_<scan>_<slice>.png (rename it)"
     ),
-    "unknown_class": _error(f"class other than {NUMBERED_CLASSES} (correct the list or the name)"),
+    "unknown_class": _error("class other than {classes} (correct the list or the name)"),
     "class_conflict": _error(
         "class that contradicts the name of the file or another line (correct the list; if all "
-        "lines of a COVIDx-CT list are here, its classes have another order: set --class_order)"
+        "lines of a list are here, its classes have another order: set --class_order)"
     ),
     "missing": _error(
         "listed file that is not in the source folder (add it, or remove it from the list)"
@@ -55,7 +62,7 @@ KINDS = {
     "unreadable": _error("slice not readable as a picture of 8 bits (replace or remove it)"),
     "unreadable_mask": _error("mask not readable as one integer channel (replace it)"),
     "mask_size": _error("mask of another size than its slice (export both at the same size)"),
-    "mask_values": _error(f"mask with values outside {NUMBERED_VALUES}"),
+    "mask_values": _error("mask with values outside {values}"),
     "patient_overlap": _error(
         "patient in more than one split (correct the lists, or --allow_patient_overlap)"
     ),
@@ -75,8 +82,14 @@ KINDS = {
 class Findings:
     """Everything found in a set, by kind."""
 
-    def __init__(self, tolerated: Collection[str] = ()):
-        """`tolerated`: kinds of error that are only warned of here."""
+    def __init__(self, tolerated: Collection[str] = (), classes: ClassSet = PAPER_DATA):
+        """Starts empty.
+
+        Args:
+          tolerated: kinds of error that are only warned of here.
+          classes: all that files and masks of the set can be of.
+        """
+        self.classes = classes
         self._tolerated = frozenset(tolerated)
         self._items: dict[str, list[str]] = {}
 
@@ -99,7 +112,7 @@ class Findings:
     def as_json(self, errors: bool) -> dict[str, Any]:
         """All errors or warnings: {kind: {"text", "count", "items"}}, complete."""
         return {
-            kind: {"text": KINDS[kind].text, "count": len(found), "items": found}
+            kind: {"text": KINDS[kind].of(self.classes), "count": len(found), "items": found}
             for kind in KINDS
             if (found := self._items.get(kind)) and self._is_error(kind) == errors
         }
@@ -117,13 +130,13 @@ def lines(section: dict[str, Any]) -> list[str]:
 
 
 def describe_kinds() -> str:
-    """The kinds as text for the help of a program: errors first, then warnings."""
+    """The kinds as text for the help of a program, for sets of the paper's classes."""
     text = []
     for title, errors in (("Errors (nothing is prepared)", True), ("Warnings", False)):
         text.append(f"{title}:")
         text += [
             textwrap.fill(
-                f"{name}: {kind.text}", 96, initial_indent="  ", subsequent_indent=" " * 4
+                f"{name}: {kind.of(PAPER_DATA)}", 96, initial_indent="  ", subsequent_indent=" " * 4
             )
             for name, kind in KINDS.items()
             if kind.error == errors

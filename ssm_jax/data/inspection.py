@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from ssm_jax.classes import BACKGROUND, CONSOLIDATION
+from ssm_jax.class_set import ClassSet
 from ssm_jax.data import images
 from ssm_jax.data.findings import Findings
 from ssm_jax.data.folders import progress
-from ssm_jax.data.objects import area_fields
+from ssm_jax.data.objects import PAPER_GROUPS, Values, area_fields
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +68,10 @@ class Inspected:
         """Whether both files are."""
         return "error" not in self.picture and "error" not in (self.mask or {})
 
-    @property
-    def foreign_values(self) -> list[int]:
-        """Values of the mask that stand for nothing."""
-        values = self.mask["values"] if self.mask else []
-        return [v for v in values if not BACKGROUND <= v <= CONSOLIDATION]
+    def foreign_values(self, classes: ClassSet) -> list[int]:
+        """Values of the mask that stand for nothing in a set of these classes."""
+        known = classes.values
+        return [v for v in (self.mask["values"] if self.mask else []) if v not in known]
 
 
 def slice_facts(path: pathlib.Path, channels: int) -> Facts:
@@ -96,8 +95,13 @@ def slice_facts(path: pathlib.Path, channels: int) -> Facts:
     }
 
 
-def mask_facts(path: pathlib.Path) -> Facts:
-    """Facts of a mask: height, width, values (ascending), `objects.area_fields`; or error."""
+def mask_facts(path: pathlib.Path, groups: Sequence[Values] = PAPER_GROUPS) -> Facts:
+    """Facts of a mask: height, width, values (ascending), `objects.area_fields`; or error.
+
+    Args:
+      path: a file of one integer channel.
+      groups: mask values that make objects together.
+    """
     try:
         mask = images.read_mask(images.read_file(path))
     except (images.ImageError, OSError) as error:
@@ -106,7 +110,7 @@ def mask_facts(path: pathlib.Path) -> Facts:
         "height": mask.shape[0],
         "width": mask.shape[1],
         "values": [int(value) for value in np.unique(mask)],
-        **area_fields(mask),
+        **area_fields(mask, groups),
     }
 
 
@@ -132,7 +136,7 @@ def check_files(inspected: Sequence[Inspected], findings: Findings) -> None:
         if "error" in mask:
             findings.add("unreadable_mask", f"{where} ({mask['error']})")
             continue
-        foreign = found.foreign_values
+        foreign = found.foreign_values(findings.classes)
         if foreign:
             shown = ", ".join(map(str, foreign[:5])) + ("..." if len(foreign) > 5 else "")
             findings.add("mask_values", f"{where} ({shown})")
@@ -147,18 +151,25 @@ class Inspector:
     is inspected again, and so is one that was not readable.
     """
 
-    def __init__(self, channels: int, threads: int, record: pathlib.Path | None = None):
+    def __init__(
+        self,
+        channels: int,
+        threads: int,
+        record: pathlib.Path | None = None,
+        groups: Sequence[Values] = PAPER_GROUPS,
+    ):
         """Reads what an earlier check left.
 
         Args:
           channels: of the slices, 1 or 3.
           threads: files inspected at a time.
           record: file of the facts; made if need be, with its folder. None: nothing is remembered.
+          groups: mask values that make objects together.
         """
         self._record, self._threads = record, threads
-        self._channels = channels
+        self._channels, self._groups = channels, groups
         self._known: dict[str, tuple[list[int], Facts]] = {}
-        header = {"version": _VERSION, "channels": channels}
+        header = {"version": _VERSION, "channels": channels, "groups": [*map(list, groups)]}
         if record is not None and not self._load(record, header):
             record.parent.mkdir(parents=True, exist_ok=True)
             record.write_text(json.dumps(header) + "\n", encoding="utf-8")
@@ -171,7 +182,9 @@ class Inspector:
             "checking slices",
         )
         masked = [item.mask for item in slices if item.mask is not None]
-        masks = self._all(masked, mask_facts, "checking masks") if masked else {}
+        masks = {}
+        if masked:
+            masks = self._all(masked, lambda path: mask_facts(path, self._groups), "checking masks")
         return [
             Inspected(item, pictures[item.path], masks[item.mask] if item.mask else None)
             for item in slices

@@ -7,33 +7,28 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from ssm_jax.classes import CONSOLIDATION, GROUND_GLASS, LESION_CLASSES, LESION_VALUES
+from ssm_jax.class_set import LesionClass
+from ssm_jax.classes import AREA_FIELDS, LESION_VALUES, PAPER
 
-# Fields of a prepared slice that hold the areas of the components of these mask values.
-AREA_FIELDS = {
-    LESION_VALUES: "areas",
-    (GROUND_GLASS,): "ground_glass_areas",
-    (CONSOLIDATION,): "consolidation_areas",
-}
+Values = tuple[int, ...]  # of masks, that make objects together
+PAPER_GROUPS = tuple(AREA_FIELDS)
 REFERENCE_SIDE = 512  # pixels; areas are told for a square slice of this side
 _EIGHT_NEIGHBORS = np.ones((3, 3), bool)
 
 
 def lesion_objects(
-    mask: np.ndarray, min_area: int = 100, mask_type: str = "merge"
+    mask: np.ndarray, min_area: int = 100, lesions: Sequence[LesionClass] = PAPER.lesion
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Splits a mask into lesion objects, as the reference implementation does.
 
-    An object is an 8-connected component of one lesion class that `exceeds` the least area. The
-    mask type says which mask values are a class: "merge" makes one of ground glass and
-    consolidation, "both" one of each, "ggo" one of ground glass alone, consolidation being
-    background. Objects are numbered class by class, within it in the order of their first pixel,
-    row by row.
+    An object is an 8-connected component of the mask values of one lesion class that `exceeds` the
+    least area; other values are background. Objects are numbered class by class, within it in the
+    order of their first pixel, row by row.
 
     Args:
-      mask: uint8 [H, W], values 0 to 3.
+      mask: uint8 [H, W].
       min_area: area that an object has to exceed, in pixels of a slice of 512 x 512.
-      mask_type: "merge", "both" or "ggo".
+      lesions: the classes; default the paper's, one for all lesions.
 
     Returns:
       instances: uint8 [H, W], 0 outside objects, k + 1 on object k.
@@ -45,7 +40,7 @@ def lesion_objects(
     """
     instances = np.zeros(mask.shape, np.uint8)
     labels: list[int] = []
-    for label, lesion in enumerate(LESION_CLASSES[mask_type], 1):
+    for label, lesion in enumerate(lesions, 1):
         components, areas = _components(mask, lesion.values)
         kept = np.flatnonzero(exceeds(areas, min_area, *mask.shape)) + 1
         if len(labels) + len(kept) > 255:
@@ -89,14 +84,14 @@ def exceeds(areas: np.ndarray, min_area: int, height: int, width: int) -> np.nda
     return np.asarray(areas, np.int64) * REFERENCE_SIDE**2 > min_area * height * width
 
 
-def lesion_pixels(mask: np.ndarray, mask_type: str = "merge") -> np.ndarray:
+def lesion_pixels(mask: np.ndarray, lesions: Sequence[LesionClass] = PAPER.lesion) -> np.ndarray:
     """All pixels of lesions, however small: 1 there and 0 elsewhere, uint8 [H, W].
 
     Args:
-      mask: uint8 [H, W], values 0 to 3.
-      mask_type: says which values are lesions, see `lesion_objects`.
+      mask: uint8 [H, W].
+      lesions: the classes, see `lesion_objects`.
     """
-    values = [value for lesion in LESION_CLASSES[mask_type] for value in lesion.values]
+    values = [value for lesion in lesions for value in lesion.values]
     return np.isin(mask, values).astype(np.uint8)
 
 
@@ -105,7 +100,7 @@ def component_areas(mask: np.ndarray, values: Sequence[int] = LESION_VALUES) -> 
 
     Args:
       mask: integer [H, W].
-      values: mask values that make components together; default ground glass and consolidation.
+      values: mask values that make components together; default the paper's of all lesions.
 
     Returns:
       int32 [n].
@@ -113,14 +108,18 @@ def component_areas(mask: np.ndarray, values: Sequence[int] = LESION_VALUES) -> 
     return _components(mask, values)[1]
 
 
-def area_fields(mask: np.ndarray) -> dict[str, list[int]]:
-    """Areas in pixels of all components, for every field of `AREA_FIELDS`, of a mask [H, W]."""
-    return {name: component_areas(mask, values).tolist() for values, name in AREA_FIELDS.items()}
+def area_field(values: Values) -> str:
+    """The field of a prepared slice that holds the areas of the components of mask values."""
+    return AREA_FIELDS.get(values) or "areas_" + "_".join(map(str, values))
+
+
+def area_fields(mask: np.ndarray, groups: Sequence[Values] = PAPER_GROUPS) -> dict[str, list[int]]:
+    """Areas in pixels of all components of a mask [H, W]: {`area_field`: areas} of every group."""
+    return {area_field(values): component_areas(mask, values).tolist() for values in groups}
 
 
 def _components(mask: np.ndarray, values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Component numbers from 1 [H, W], and their areas [n]; `values` follow one another."""
-    inside = (mask >= min(values)) & (mask <= max(values))
-    components, count = ndimage.label(inside, structure=_EIGHT_NEIGHBORS)
+    """Component numbers from 1 [H, W], and their areas [n]."""
+    components, count = ndimage.label(np.isin(mask, values), structure=_EIGHT_NEIGHBORS)
     areas = np.bincount(components.ravel(), minlength=count + 1)[1:]
     return components, areas.astype(np.int32)

@@ -9,11 +9,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from ssm_jax.classes import FILE_CLASSES, LESION_CLASSES
+from ssm_jax.class_set import LesionClass
+from ssm_jax.classes import PAPER
 from ssm_jax.data import images
 from ssm_jax.data.builders import IndexedBuilder
 from ssm_jax.data.errors import DataError
-from ssm_jax.data.objects import AREA_FIELDS, exceeds, lesion_objects, lesion_pixels
+from ssm_jax.data.objects import area_field, exceeds, lesion_objects, lesion_pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ class ClassificationExample:
     Attributes:
       file: its name; "<folder>/<name>" where the slices come from several folders.
       image: uint8 [H, W, C].
-      label: class of the model, from 0 (see `ssm_jax.classes`).
+      label: image class of the model, from 0.
       folder: name of the folder that it comes from; "" where there is one alone.
     """
 
@@ -143,7 +144,7 @@ class SegmentationSource(Source):
 
     Attributes:
       min_area: that objects exceed, see `objects.exceeds`.
-      mask_type: see `objects.lesion_objects`.
+      lesions: classes of the objects, see `objects.lesion_objects`.
       object_counts: int [n], objects of every slice.
     """
 
@@ -152,22 +153,21 @@ class SegmentationSource(Source):
         sets: Mapping[str, IndexedBuilder],
         split: str,
         min_area: int,
-        mask_type: str = "merge",
+        lesions: Sequence[LesionClass] = PAPER.lesion,
     ):
         super().__init__(sets, split)
         self.min_area = min_area
-        self.mask_type = mask_type
+        self.lesions = tuple(lesions)
         self.object_counts = np.zeros(len(self), int)
-        for lesion in LESION_CLASSES[mask_type]:
-            slices = zip(
-                self._all(AREA_FIELDS[lesion.values]), self.heights, self.widths, strict=True
-            )
-            self.object_counts += [exceeds(areas, min_area, h, w).sum() for areas, h, w in slices]
+        for lesion in self.lesions:
+            areas = self._all(area_field(lesion.values))
+            slices = zip(areas, self.heights, self.widths, strict=True)
+            self.object_counts += [exceeds(found, min_area, h, w).sum() for found, h, w in slices]
 
     def _example(self, index, record, image, folder):
         mask = images.decode_mask(record["mask"])
-        objects = lesion_objects(mask, self.min_area, self.mask_type)
-        lesion = lesion_pixels(mask, self.mask_type)
+        objects = lesion_objects(mask, self.min_area, self.lesions)
+        lesion = lesion_pixels(mask, self.lesions)
         return SegmentationExample(self.files[index], image, *objects, lesion, folder)
 
 
@@ -187,12 +187,12 @@ class ClassificationSource(Source):
         sets: Mapping[str, IndexedBuilder],
         split: str,
         image_size: int,
-        image_classes: int = 3,
+        numbers: Sequence[int] = PAPER.numbers,
     ):
-        classes = FILE_CLASSES[image_classes]
-        super().__init__(sets, split, classes)
+        super().__init__(sets, split, numbers)
         self.image_size = image_size
-        self.labels = np.searchsorted(classes, np.array(self._all("label"), int))
+        place = {number: label for label, number in enumerate(numbers)}
+        self.labels = np.array([place[number] for number in self._all("label")], int)
 
     def _example(self, index, record, image, folder):
         size = (self.image_size, self.image_size)

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ssm_jax.classes import SHORT_NAMES
+from ssm_jax.classes import PAPER
 
-IMAGE_CLASSES = SHORT_NAMES  # as in metric names; cp: common pneumonia
+IMAGE_CLASSES = PAPER.names  # as in metric names
 PAPER_SHARES = (0.45, 0.35, 0.20)  # weights of the classes in the paper's F1
 
 
@@ -135,8 +135,8 @@ def classification_metrics(
 
     Returns:
       "accuracy", "sensitivity_<name>" and "f1_<name>" for each class, "f1_weighted", "f1_macro",
-      with three classes also "f1_weighted_paper" (`PAPER_SHARES`), and "confusion" (nested lists
-      of int, rows truth). All others are float.
+      of the paper's classes also "f1_weighted_paper" (`PAPER_SHARES`), and "confusion" (nested
+      lists of int, rows truth). All others are float.
 
     Raises:
       ValueError: another number of names than classes, or a matrix that is not square.
@@ -167,7 +167,7 @@ def stacked_metrics(
     for prefix, values in (("sensitivity", sensitivity(confusion)), ("f1", f1_scores(confusion))):
         figures |= {f"{prefix}_{name}": values[..., k] for k, name in enumerate(names)}
     figures["f1_weighted"] = weighted_f1(confusion, shares)
-    if len(names) == len(PAPER_SHARES):
+    if tuple(names) == PAPER.names:
         figures["f1_weighted_paper"] = weighted_f1(confusion, PAPER_SHARES)
     figures["f1_macro"] = macro_f1(confusion)
     return figures

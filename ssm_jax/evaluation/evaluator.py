@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ssm_jax.classes import PAPER
 from ssm_jax.data.patients import clusters, segmentation_patient
 from ssm_jax.evaluation import calibration, classification, coco, infection, per_image_ap, roc
 from ssm_jax.ops import rle as rle_lib
@@ -16,11 +17,9 @@ if TYPE_CHECKING:
 
     from ssm_jax.predictor import Prediction
 
-LESION_CLASSES = {1: "lesion"}
-SUMMARY = (
-    *("ap50", "ap", "coco_segm_AP50", "infection_dice"),
-    *("accuracy", "sensitivity_covid", "f1_weighted", "auc_covid"),
-)
+SUMMARY = ("ap50", "ap", "coco_segm_AP50", "infection_dice", "accuracy", "f1_weighted")
+# In the summary after another figure: that of the last class, which is what a model is to find.
+SUMMARY_OF_CLASS = {"accuracy": "sensitivity_", "f1_weighted": "auc_"}
 
 
 class Evaluator:
@@ -48,13 +47,13 @@ class Evaluator:
 
         Args:
           image_classes: names of the image classes, as they appear in the metric names.
-          lesion_classes: lesion class (>= 1) -> name; default {1: "lesion"}.
+          lesion_classes: lesion class (>= 1) -> name; default {1: "lesion"}, as the paper's.
           class_shares: weights of the classes in "f1_weighted"; None: their shares in the slices
             evaluated.
         """
         self.image_classes = tuple(image_classes)
         self.class_shares = class_shares
-        self.recorder = coco.CocoRecorder(lesion_classes or LESION_CLASSES)
+        self.recorder = coco.CocoRecorder(lesion_classes or PAPER.lesion_titles)
         self.per_image: list[np.ndarray] = []
         self.pixels: list[np.ndarray] = []
         self.seg_files: list[str] = []
@@ -263,6 +262,11 @@ def ranking_figures(image_classes: Sequence[str]) -> list[str]:
 
 def summary(metrics: Mapping[str, Any]) -> str:
     """The main figures in one line."""
+    shown = []
+    for name in SUMMARY:
+        shown.append(name)
+        of_class = SUMMARY_OF_CLASS.get(name)
+        shown += [figure for figure in metrics if of_class and figure.startswith(of_class)][-1:]
     return ", ".join(
-        f"{name} {metrics[name]:.3f}" for name in SUMMARY if metrics.get(name) is not None
+        f"{name} {metrics[name]:.3f}" for name in shown if metrics.get(name) is not None
     )

@@ -1,9 +1,9 @@
 """Infection: how much of a patient's diseased lung is found, whatever the single lesions.
 
-The measures that papers on COVID-19 CT report (Ma et al. 2021, Medical Physics 48): the union of
-all predicted lesion masks of a slice against the union of all true ones, pixels added up over the
-slices of a patient, the figures then averaged over patients. Slices of a patient count as equally
-thick and their pixels as equally large.
+The measures that papers on CT of infected lungs report (Ma et al. 2021, Medical Physics 48): the
+union of all predicted lesion masks of a slice against the union of all true ones, pixels added up
+over the slices of a patient, the figures then averaged over patients. Slices of a patient count as
+equally thick and their pixels as equally large.
 """
 
 from __future__ import annotations

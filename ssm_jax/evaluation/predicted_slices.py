@@ -10,7 +10,6 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from ssm_jax.classes import lesion_names, short_names
 from ssm_jax.data.batches import iterate_slices, spread
 from ssm_jax.evaluation.evaluator import Evaluator
 from ssm_jax.predictor import Prediction, Predictor, softmax
@@ -72,7 +71,6 @@ class PredictedSlice:
 def evaluate(
     sources: Mapping[str, Sequence],
     predictor: Predictor,
-    mask_type: str,
     loading: Loading,
     stop: object = None,
 ) -> Evaluator:
@@ -81,7 +79,6 @@ def evaluate(
     Args:
       sources: part ("seg", "cls") -> a split of `Datasets`.
       predictor: with masks.
-      mask_type: `config.data.mask_type`, which says what the lesion classes are.
       loading: how slices are read.
       stop: looked at between batches: true to stop.
 
@@ -91,8 +88,7 @@ def evaluate(
     Raises:
       Stopped: the stop was requested.
     """
-    image_classes = short_names(predictor.model_config.image_classes)
-    evaluator = Evaluator(image_classes, lesion_names(mask_type))
+    evaluator = Evaluator(predictor.classes.names, predictor.classes.lesion_titles)
     for part, source in sources.items():
         for batch in slice_batches(source, loading, stop, PARTS[part]):
             images = [plain(example.image) for example in batch]

@@ -20,7 +20,9 @@ import numpy as np
 from jax import export
 
 import ssm_jax
-from ssm_jax import classes, files
+from ssm_jax import files
+from ssm_jax.class_set import ClassSet
+from ssm_jax.classes import unnamed
 from ssm_jax.config import ModelConfig
 from ssm_jax.models.inference import make_predict_fn
 from ssm_jax.predictor import check_thresholds
@@ -106,7 +108,7 @@ def write(
     masks: bool = True,
     input_type: str = "uint8",
     step: int | None = None,
-    mask_type: str | None = None,
+    classes: ClassSet | None = None,
 ) -> dict[str, Any]:
     """Writes a model as one file, never a part of it.
 
@@ -119,8 +121,7 @@ def write(
       masks: whether to predict masks.
       input_type: "uint8" or "float32".
       step: iterations that the model was trained for, if known.
-      mask_type: of the training data, if known: a key of `classes.LESION_CLASSES`, which names the
-        lesion classes.
+      classes: of the model; None: see `classes.unnamed`.
 
     Returns:
       The metadata in the file.
@@ -137,14 +138,16 @@ def write(
         masks=masks,
         input_type=input_type,
     )
+    named = classes or unnamed(model_config.image_classes, model_config.num_classes - 1)
     facts = {
         **_program_facts(program, meaning=_INPUT.format(values=_VALUES[input_type])),
         "model": dataclasses.asdict(model_config),
         "step": step,
         "score_threshold": score_threshold,
         "nms_threshold": nms_threshold,
-        "image_classes": list(classes.long_names(model_config.image_classes)),
-        "lesion_classes": classes.lesion_names(mask_type) if mask_type else None,
+        "image_classes": list(named.titles),
+        "lesion_classes": named.lesion_titles,
+        "classes": named.to_json(),
     }
     with (
         files.replacing(path) as temporary,

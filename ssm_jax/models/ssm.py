@@ -116,6 +116,12 @@ def init_variables(config: ModelConfig, key: PRNGKeyArray) -> dict[str, Any]:
     return {name: variables[name] for name in ("params", "batch_stats")}
 
 
+@functools.lru_cache
+def variable_shapes(config: ModelConfig) -> dict[str, Any]:
+    """The shapes and types of `init_variables`, without computing it."""
+    return jax.eval_shape(functools.partial(init_variables, config), jax.random.key(0))
+
+
 def stage(config: ModelConfig, variables: Variables, method: str, *args, **kwargs) -> Any:
     """Runs one stage of the model, a method of `SingleShotModel`, on its inputs."""
     return SingleShotModel(config).apply(variables, *args, method=method, **kwargs)

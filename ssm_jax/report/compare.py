@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ssm_jax.report import paper
-from ssm_jax.report.evaluation import paper_entry
+from ssm_jax.report.evaluation import classes_of, paper_entry
 from ssm_jax.report.page import Section, local, local_command, number, page, parts
 from ssm_jax.report.tables import escaped, markdown_table
 
@@ -164,19 +164,21 @@ def _segmentation(evaluations: Sequence[Evaluation]) -> Table:
 
 
 def _classification(evaluations: Sequence[Evaluation]) -> Table:
+    sets = [classes_of(evaluation.result["model"]).image for evaluation in evaluations]
+    titles = {one.name: one.title for image in sets for one in image[::-1]}
     names = {
-        "sensitivity_covid": "COVID-19",
-        "sensitivity_cp": "CP",
-        "sensitivity_normal": "Normal",
-        "accuracy": "Overall",
-        "f1_weighted": "F1 score",
+        f"sensitivity_{name}": paper.SENSITIVITIES.get(f"sensitivity_{name}", title)
+        for name, title in titles.items()
     }
+    names |= {"accuracy": "Overall", "f1_weighted": "F1 score"}
+    last = {image[-1].name: image[-1].title for image in sets if image}
     note = (
         "Sensitivity of each class, overall accuracy, and F1 weighted by the classes' shares, by "
-        "which models are ranked; AUC of COVID-19 against all other slices. With 95% bootstrap "
+        "which models are ranked; AUC of a class against all other slices. With 95% bootstrap "
         "intervals."
     )
-    beside = {"f1_macro": "F1, macro", "auc_covid": "AUC, COVID-19"}
+    beside = {"f1_macro": "F1, macro"}
+    beside |= {f"auc_{name}": f"AUC, {title}" for name, title in last.items()}
     head = ["Model", *names.values(), *beside.values(), "Rank"]
     rows = _ranked(evaluations, "table3", names, beside, "f1_weighted")
     return Table("table-3", "Table 3: classification", head, rows, note)
@@ -204,7 +206,7 @@ def _ranked(
         rows.append((False, [_name(evaluation), *figures, rank]))
         entry = paper_entry(evaluation.result["model"])
         if entry:
-            printed = [paper.printed(name, entry[table][name]) for name in names]
+            printed = [paper.printed(name, entry[table].get(name)) for name in names]
             place = f"{entry[table]['rank']} of 12"
             rows.append((True, ["paper", *printed, *[""] * len(beside), place]))
     return rows
@@ -215,7 +217,7 @@ def _figure(evaluation: Evaluation, name: str) -> str:
     value = evaluation.result.get(name)
     if value is None:
         return "–"
-    form = ".2%" if name in paper.PERCENT else ".4f"
+    form = ".2%" if paper.is_percentage(name) else ".4f"
     low, high = evaluation.result["intervals"]["figures"].get(name) or (None, None)
     if low is None or high is None:
         return format(value, form)

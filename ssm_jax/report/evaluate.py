@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from ssm_jax.checkpoints import CheckpointInfo, load_model
-from ssm_jax.config import ModelConfig, default_config
+from ssm_jax.config import ModelConfig, default_config, with_classes
 from ssm_jax.data import DataError, open_datasets, patients
 from ssm_jax.data.class_files import folder_paths
 from ssm_jax.evaluation import coco
@@ -82,6 +82,7 @@ def evaluate_checkpoint(
         variables,
         nms_threshold=config.eval.nms_threshold,
         batch_size=batch_size,
+        classes=info.classes,
     )
     choice = None
     if options.choose_threshold != "none":
@@ -91,7 +92,7 @@ def evaluate_checkpoint(
         config.eval.score_threshold = choice.score_threshold
     score = config.eval.score_threshold
     predictor = make(score_threshold=score, roi_batch=model_config.image_classes > 0)
-    evaluator = evaluate(sources, predictor, config.data.mask_type, loading)
+    evaluator = evaluate(sources, predictor, loading)
     shown: list[PredictedSlice] = []
     data: dict[str, Any] = {}
     for part, source in sources.items():
@@ -133,8 +134,7 @@ def config_of(
     for section in ("data", "eval"):
         config[section].update((run or {}).get(section, {}))
     config.model.update(dataclasses.asdict(model))
-    if run is None and model.num_classes == 3:
-        config.data.mask_type = "both"
+    config = with_classes(config, info.classes)
     config.eval.score_threshold, config.eval.nms_threshold = thresholds(info)
     if run is None and options.split != "train" and options.choose_threshold == "none":
         # Nothing was trained on the phantom, and what opens it wants two splits.

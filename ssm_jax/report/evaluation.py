@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from ssm_jax.classes import long_names, short_names
-from ssm_jax.evaluation import coco
+from ssm_jax.class_set import ClassSet
+from ssm_jax.classes import PAPER, unnamed
+from ssm_jax.evaluation import classification, coco
 from ssm_jax.evaluation.calibration import Reliability
 from ssm_jax.evaluation.predicted_slices import PredictedSlice
 from ssm_jax.report import charts, paper, slices
@@ -45,7 +46,7 @@ def report(result: Mapping[str, Any], shown: Sequence[PredictedSlice]) -> str:
       The text of the file; it needs no other.
     """
     model, run = result["model"], result["run"]
-    names = long_names(model["image_classes"])
+    names = classes_of(model).titles
     sections = [Section("summary", "Summary", _summary(result))]
     if "ap50" in result:
         sections.append(Section("segmentation", "Segmentation", _segmentation(result)))
@@ -61,8 +62,17 @@ def report(result: Mapping[str, Any], shown: Sequence[PredictedSlice]) -> str:
     return page(f"Evaluation of {model['name']}", lead, sections, footer)
 
 
+def classes_of(model: Mapping[str, Any]) -> ClassSet:
+    """The classes of a model, by its facts; those of an old evaluation, which names none."""
+    if "classes" in model:
+        return ClassSet.from_json(model["classes"])
+    return unnamed(model["image_classes"], 1)
+
+
 def paper_entry(model: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The paper's numbers of the same system; None where it has none."""
+    """The paper's numbers of the same system; None where it has none, and for other classes."""
+    if not set(classes_of(model).image) <= set(PAPER.image):
+        return None
     return paper.find(model["system"], model["backbone"], model["blocks"])
 
 
@@ -85,15 +95,16 @@ def interval_note(result: Mapping[str, Any], part: str) -> str:
 def _summary(result: Mapping[str, Any]) -> Markup:
     """Cards with the main figures."""
     entry, intervals = paper_entry(result["model"]), result["intervals"]["figures"]
+    last = classes_of(result["model"]).image[-1:]  # what a model is to find, see `summary`
     wanted = [
         ("ap", "AP@[0.5:0.95], per image", ".3f", "table2"),
         ("ap50", "AP@0.5, per image", ".3f", "table2"),
         ("coco_segm_AP", "COCO AP, masks", ".3f", None),
         ("infection_dice", "Infection Dice", ".3f", None),
         ("accuracy", "Accuracy", ".1%", "table3"),
-        ("sensitivity_covid", "COVID-19 sensitivity", ".1%", "table3"),
+        *((f"sensitivity_{one.name}", f"{one.title} sensitivity", ".1%", "table3") for one in last),
         ("f1_weighted", "F1, weighted", ".3f", "table3"),
-        ("auc_covid", "COVID-19 AUC", ".3f", None),
+        *((f"auc_{one.name}", f"{one.title} AUC", ".3f", None) for one in last),
     ]
     cards = []
     for name, title, form, source in wanted:
@@ -170,7 +181,8 @@ def _curves(result: Mapping[str, Any]) -> Markup:
 
 def _classification(result: Mapping[str, Any]) -> Markup:
     model, entry = result["model"], paper_entry(result["model"])
-    short, names = short_names(model["image_classes"]), long_names(model["image_classes"])
+    classes = classes_of(model)
+    short, names = classes.names, classes.titles
     intervals = result["intervals"]["figures"]
     columns = {f"sensitivity_{s}": n for s, n in zip(short[::-1], names[::-1], strict=True)}
     columns |= {"accuracy": "Overall", "f1_weighted": "F1, weighted", "f1_macro": "F1, macro"}
@@ -195,7 +207,9 @@ def _classification(result: Mapping[str, Any]) -> Markup:
         if (name := f"auc_{s}") in result
     }
     folders = _by_folder(result, columns | areas)
-    return _PARTS.classification(result, note, (head, rows), names, per_class, folders)
+    shares = zip(classification.PAPER_SHARES, PAPER.titles, strict=True)
+    weights = ", ".join(f"{share:.2f} {title}" for share, title in shares)
+    return _PARTS.classification(result, note, (head, rows), names, per_class, folders, weights)
 
 
 def _calibration(result: Mapping[str, Any]) -> Markup:
@@ -215,6 +229,7 @@ def _calibration(result: Mapping[str, Any]) -> Markup:
 
 def _details(result: Mapping[str, Any]) -> Markup:
     model, run = result["model"], result["run"]
+    classes = classes_of(model)
     trained = f"{model['trainable_segmentation']:,} by the segmentation step"
     if model["trainable_classification"] is not None:
         trained += f", {model['trainable_classification']:,} by the classification step"
@@ -223,6 +238,8 @@ def _details(result: Mapping[str, Any]) -> Markup:
         "System": model["name"],
         "Backbone": f"{model['backbone']}, {model['blocks']} residual blocks",
         "RoI branches": model["branches"],
+        "Image classes": ", ".join(classes.titles) or "none",
+        "Lesion classes": ", ".join(classes.lesion_titles.values()),
         "Slices resized to": f"{model['image_size']} pixels (short side)",
         "Parameters": f"{model['parameters']:,}",
         "Trained": trained,
@@ -261,14 +278,14 @@ def _data_rows(data: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, A
         rows["Lesions"] = f"{data['objects']:,} of more than {data['min_area']} pixels of 512 × 512"
         rows["Slices without lesions"] = f"{data['slices_without_objects']:,}"
     if "classes" in data:
-        names = long_names(model["image_classes"])
+        names = classes_of(model).titles
         counts = [*data["classes"], *[0] * (len(names) - len(data["classes"]))]
         rows["Classes"] = ", ".join(f"{n} {c:,}" for n, c in zip(names, counts, strict=True))
     return rows
 
 
 def _form(name: str) -> str:
-    return ".2%" if name in paper.PERCENT else ".4f"
+    return ".2%" if paper.is_percentage(name) else ".4f"
 
 
 def _code(text: str) -> Markup:

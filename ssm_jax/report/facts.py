@@ -14,10 +14,10 @@ import numpy as np
 
 import ssm_jax
 from ssm_jax.checkpoints import CheckpointInfo
-from ssm_jax.config import ModelConfig
+from ssm_jax.config import ModelConfig, default_config
 from ssm_jax.data import patients
 from ssm_jax.report import paper
-from ssm_jax.training import optimizer
+from ssm_jax.training import optimizer, patterns
 
 
 def model_facts(
@@ -32,17 +32,20 @@ def model_facts(
 
     Returns:
       "name" in the paper's notation, "system" (see `paper.system_of`), "backbone", "blocks",
-      "branches", "image_classes", "image_size", "parameters", "trainable_segmentation" and
-      "trainable_classification" (parameters that either step updates; the latter None without
-      module S), "checkpoint", "step", and "training_minutes" (with those of the run that it
-      started from; None where unknown).
+      "branches", "image_classes", "classes" (see `ClassSet.to_json`), "image_size", "parameters",
+      "trainable_segmentation" and "trainable_classification" (parameters that either step updates;
+      the latter None without module S), "checkpoint", "step", and "training_minutes" (with those of
+      the run that it started from; None where unknown).
     """
     params, run = variables["params"], info.config
     system = paper.system_of(dataclasses.asdict(model), run)
+    train = default_config().train
+    train.update(run["train"] if run else {})
+    frozen = patterns.chosen(model, train).frozen
     trained = None
     if model.image_classes:
-        rule = run["train"]["update_rule"] if run else 2
-        trained = optimizer.stepped_count(params, optimizer.CLASSIFICATION_STEP[rule])
+        groups = optimizer.CLASSIFICATION_STEP[train.update_rule]
+        trained = optimizer.stepped_count(params, groups, frozen)
     other = "SSM, two branches" if model.image_classes else "segmentation alone"
     return {
         "name": paper.label(system, model.backbone, model.blocks, other),
@@ -51,9 +54,12 @@ def model_facts(
         "blocks": model.blocks,
         "branches": model.branches,
         "image_classes": model.image_classes,
+        "classes": info.classes.to_json(),
         "image_size": model.image_size,
         "parameters": sum(array.size for array in jax.tree.leaves(params)),
-        "trainable_segmentation": optimizer.stepped_count(params, optimizer.SEGMENTATION_STEP),
+        "trainable_segmentation": optimizer.stepped_count(
+            params, optimizer.SEGMENTATION_STEP, frozen
+        ),
         "trainable_classification": trained,
         "checkpoint": str(info.path),
         "step": info.step,

@@ -13,7 +13,8 @@ from typing import Any
 
 # As the paper writes them.
 SYSTEMS = {"SSM": "SSM", "SSM2": "SSM²", "SSMS": "SSMˢ"}
-PERCENT = ("sensitivity_normal", "sensitivity_cp", "sensitivity_covid", "accuracy")
+# Columns of Table 3, as it prints them.
+SENSITIVITIES = {"sensitivity_covid": "COVID-19", "sensitivity_cp": "CP"}
 
 
 @functools.cache
@@ -57,14 +58,19 @@ def find(system: str | None, backbone: str, blocks: int) -> dict[str, Any] | Non
 
 def as_fraction(name: str, value: float) -> float:
     """A printed figure on the scale of our metrics: percentages become fractions."""
-    return value / 100 if name in PERCENT else value
+    return value / 100 if is_percentage(name) else value
+
+
+def is_percentage(name: str) -> bool:
+    """Whether a figure is printed in percent."""
+    return name == "accuracy" or name.startswith("sensitivity_")
 
 
 def printed(name: str, value: float | None) -> str:
     """A figure of Tables 2 and 3 as the paper prints it; a dash where it prints none."""
     if value is None:
         return "–"
-    return f"{value:.2f}%" if name in PERCENT else f"{value:.4f}"
+    return f"{value:.2f}%" if is_percentage(name) else f"{value:.4f}"
 
 
 def label(system: str | None, backbone: str, blocks: int, other: str = "") -> str:

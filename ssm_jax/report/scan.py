@@ -14,13 +14,12 @@ from markupsafe import Markup
 from PIL import Image
 
 import ssm_jax
-from ssm_jax.classes import long_names
 from ssm_jax.report import charts
 from ssm_jax.report.page import Card, Section, page, parts
 from ssm_jax.report.pictures import bounded_jpeg, data_uri
 from ssm_jax.scans.options import visible
 from ssm_jax.scans.result import ScanResult, SliceResult, renamed
-from ssm_jax.visualize import PREDICTED_COLORS
+from ssm_jax.visualize import colored_by_class, lesion_colors
 
 IMAGE_BYTES = 18_000_000  # of all JPEG files of a page; a third more as text
 SLICE_BYTES = 80_000  # at most, however few the slices are
@@ -76,16 +75,20 @@ def viewer_data(result: ScanResult, limit: int) -> dict[str, Any]:
       limit: bytes of a slice's picture at most.
 
     Returns:
-      JSON-ready: `classes`, names (none if the model only segments or no slice was read); `colors`,
-      RGB of the detections by rank; `first`, the slice to start with; `slices`, each with index,
-      name, position, error, image (a data URI), size (height, width), probabilities, predicted, and
-      detections (box, score, label, and the run lengths of the mask, or null, as counts).
+      JSON-ready: `classes`, titles (none if the model only segments or no slice was read);
+      `lesions`, titles of the lesion classes; `colors`, RGB of the detections by rank, or, where
+      `by_class`, of the lesion classes; `first`, the slice to start with; `slices`, each with
+      index, name, position, error, image (a data URI), size (height, width), probabilities,
+      predicted, and detections (box, score, label, and the run lengths of the mask, or null, as
+      counts).
     """
     telling = result.summary.telling if result.summary else []
-    counts = [len(s.prediction.class_probabilities) for s in result.slices if s.prediction]
+    known, read = result.classes, any(slice_.prediction for slice_ in result.slices)
     return {
-        "classes": long_names(counts[0]) if counts else (),
-        "colors": PREDICTED_COLORS,
+        "classes": known.titles if read else (),
+        "lesions": [*known.lesion_titles.values()],
+        "by_class": colored_by_class(known),
+        "colors": lesion_colors(known),
         "first": telling[0] if telling else 0,
         "slices": [_slice_data(k, slice_, limit) for k, slice_ in enumerate(result.slices)],
     }

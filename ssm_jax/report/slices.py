@@ -63,7 +63,7 @@ def runs(rows: np.ndarray) -> list[tuple[int, int]]:
 def _article(slice_: PredictedSlice, class_names: Sequence[str]) -> Markup:
     prediction, bars, right = slice_.prediction, None, None
     panels = visualize.slice_panels(slice_.image, prediction, slice_.instances)
-    rois = prediction.roi_batch
+    rois, lesions = prediction.roi_batch, prediction.classes.lesion_titles
     if rois is not None:
         drawn = [first for first, _ in runs(rois.rows)] if rois.count else []
         panel = visualize.roi_batch_panel(slice_.image, rois.boxes[drawn], rois.rows[drawn, 0])
@@ -79,9 +79,9 @@ def _article(slice_: PredictedSlice, class_names: Sequence[str]) -> Markup:
         [_picture(image, caption) for caption, image in panels],
         bars,
         [
-            [str(rank), f"{score:.3f}", *(f"{v:.1f}" for v in box)]
-            for rank, (box, score) in enumerate(
-                zip(prediction.boxes, prediction.scores, strict=True), 1
+            [str(rank), f"{score:.3f}", lesions[int(label)], *(f"{v:.1f}" for v in box)]
+            for rank, (box, score, label) in enumerate(
+                zip(prediction.boxes, prediction.scores, prediction.labels, strict=True), 1
             )
         ],
         None if rois is None else _rois(rois),

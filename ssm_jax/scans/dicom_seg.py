@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 import ssm_jax
-from ssm_jax.classes import LESION_CLASSES
+from ssm_jax.class_set import ClassSet, Code
+from ssm_jax.classes import LESION_CODE, METHOD
 from ssm_jax.scans.dicom_frames import Frame
 from ssm_jax.scans.dicom_header import whole
 from ssm_jax.scans.options import ScanError, medical_library, one_line
@@ -36,8 +37,10 @@ _OPTIONAL = (
 _REQUIRED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
 
-def dicom_seg(path: pathlib.Path, scan: Scan, labels: Mapping[int, np.ndarray]) -> None:
-    """Writes a DICOM segmentation.
+def dicom_seg(
+    path: pathlib.Path, scan: Scan, labels: Mapping[int, np.ndarray], classes: ClassSet
+) -> None:
+    """Writes a DICOM segmentation, with a segment for each lesion class.
 
     It has the pixels of its source. The slices of a tilted gantry alone are on an upright grid:
     readers that make a volume of the frames put sheared ones in a wrong place.
@@ -46,6 +49,7 @@ def dicom_seg(path: pathlib.Path, scan: Scan, labels: Mapping[int, np.ndarray]) 
       path: of the file to write.
       scan: of DICOM.
       labels: of each slice that was predicted, by its index: [rows, columns] uint8 as stored.
+      classes: of the model.
 
     Raises:
       ScanError: highdicom is missing, or what the source lacks for it.
@@ -62,7 +66,8 @@ def dicom_seg(path: pathlib.Path, scan: Scan, labels: Mapping[int, np.ndarray]) 
     volume = np.stack([labels.get(k, empty) for k, _ in used])
     try:
         located, volume, moved = _upright([frame for _, frame in used], volume)
-        segmentation = _segmentation(highdicom, _sources(located, scan.spacing), volume)
+        sources = _sources(located, scan.spacing)
+        segmentation = _segmentation(highdicom, sources, volume, classes)
         if moved:
             _note_moved(segmentation)
         segmentation.save_as(path)
@@ -190,10 +195,13 @@ def _decimals(pydicom, values) -> list[Any]:
     return [pydicom.valuerep.DSfloat(float(value), auto_format=True) for value in values]
 
 
-def _segmentation(highdicom, sources: list, labels: np.ndarray):
+def _concept(codes: Any, code: Code) -> Any:
+    return codes(code.value, code.scheme, code.meaning)
+
+
+def _segmentation(highdicom, sources: list, labels: np.ndarray, classes: ClassSet):
     """highdicom's Segmentation of [N, rows, columns] labels."""
     codes = highdicom.sr.CodedConcept
-    names = [lesion.name for lesion in LESION_CLASSES["both" if labels.max() > 1 else "merge"]]
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="ssm_jax",
         version=ssm_jax.__version__,
@@ -202,15 +210,15 @@ def _segmentation(highdicom, sources: list, labels: np.ndarray):
     segments = [
         highdicom.seg.SegmentDescription(
             segment_number=number,
-            segment_label=name,
+            segment_label=lesion.title,
             segmented_property_category=codes(
                 "49755003", "SCT", "Morphologically Abnormal Structure"
             ),
-            segmented_property_type=codes("52988006", "SCT", "Lesion"),
+            segmented_property_type=_concept(codes, lesion.code or LESION_CODE),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
         )
-        for number, name in enumerate(names, 1)
+        for number, lesion in enumerate(classes.lesion, 1)
     ]
     return highdicom.seg.Segmentation(
         source_images=sources,
@@ -222,7 +230,7 @@ def _segmentation(highdicom, sources: list, labels: np.ndarray):
         sop_instance_uid=highdicom.UID(),
         instance_number=1,
         manufacturer="ssm_jax",
-        manufacturer_model_name="COVID-19 Single-Shot Model",
+        manufacturer_model_name=METHOD,
         software_versions=ssm_jax.__version__,
         device_serial_number="0",
         series_description="Lesions found by ssm_jax; not a medical device",

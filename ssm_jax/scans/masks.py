@@ -85,7 +85,7 @@ def write_masks(
         if not any(slice_.prediction for slice_ in result.slices):
             raise ScanError(f"{scan.name}: no slice was predicted, so there is nothing to segment")
         path = folder / "lesions.dcm"
-        dicom_seg(path, scan, dict(_stored_labels(result, scan)))
+        dicom_seg(path, scan, dict(_stored_labels(result, scan)), result.classes)
         return [path]
     raise ScanError(f"masks are written as {', '.join(KINDS)}, not {kind!r}")
 

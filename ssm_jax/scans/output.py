@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ssm_jax.classes import short_names
 from ssm_jax.scans.find import expand
 from ssm_jax.scans.result import ScanResult, SliceResult
 from ssm_jax.scans.source import Scan
@@ -44,6 +43,7 @@ def to_json(results: Sequence[ScanResult], failed: Sequence[Scan] = ()) -> dict[
       failed: inputs that cannot be read, with their `error`.
 
     Returns:
+      `classes`: those of the model, see `ClassSet.to_json`; null where no scan was predicted.
       `slices`: one object a slice: file, scan (index into `scans`), position (millimeters or
       null), and what `Prediction.to_dict` gives, or `error` in its place. `scans`: one object a
       scan: name, kind, facts, warnings, slices and unread (numbers), and summary (null if none was
@@ -54,7 +54,8 @@ def to_json(results: Sequence[ScanResult], failed: Sequence[Scan] = ()) -> dict[
         _slice(slice_, index) for index, result in enumerate(results) for slice_ in result.slices
     ]
     slices += [{"file": scan.name, "error": scan.error} for scan in failed]
-    return {"slices": slices, "scans": [_scan(result) for result in results]}
+    classes = results[0].classes.to_json() if results else None
+    return {"classes": classes, "slices": slices, "scans": [_scan(result) for result in results]}
 
 
 def _slice(slice_: SliceResult, scan: int) -> dict[str, Any]:
@@ -68,8 +69,7 @@ def _scan(result: ScanResult) -> dict[str, Any]:
     summary = None
     if result.summary is not None:
         known = result.summary
-        names = short_names(len(known.class_probabilities))
-        predicted = known.predicted_class
+        names, predicted = result.classes.names, known.predicted_class
         summary = {
             "rule": known.rule,
             "class_probabilities": known.class_probabilities.tolist(),

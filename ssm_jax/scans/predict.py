@@ -136,7 +136,8 @@ def predict_scan(
         found |= part
     results = [found[index][0] for index in range(total)]
     counts = _Counts(*np.array([found[index][1] for index in range(total)]).reshape(total, -1).T)
-    return _together(scan, results, counts, rule, lung is not None)
+    together = _together(scan, results, counts, rule, lung is not None)
+    return dataclasses.replace(together, classes=predictor.classes)
 
 
 class _Counts(NamedTuple):

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ssm_jax.class_set import ClassSet
+from ssm_jax.classes import PAPER
+
 if TYPE_CHECKING:  # reading an upload takes no JAX
     from ssm_jax.predictor import Prediction
 
@@ -68,6 +71,7 @@ class ScanResult:
       warnings: what was assumed or left out, a line each.
       slices: in order of position (pictures: in order of name).
       summary: None if no slice could be read.
+      classes: of the model, which name image and lesion classes.
     """
 
     name: str
@@ -76,6 +80,7 @@ class ScanResult:
     warnings: list[str]
     slices: list[SliceResult]
     summary: ScanSummary | None
+    classes: ClassSet = PAPER
 
 
 def renamed(result: ScanResult, text: Callable[[str], str]) -> ScanResult:

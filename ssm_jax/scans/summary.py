@@ -97,13 +97,13 @@ def thicknesses(positions: Sequence[float | None], usual: float) -> np.ndarray:
 
 
 def _telling(read, shares, areas) -> list[int]:
-    """Slices with the least probability of the normal class, then the most lesion, then in order.
+    """Slices with the least probability of the first class, then the most lesion, then in order.
 
     A model that only segments has no classes: the scores of detections decide.
     """
     if shares.shape[1]:
-        normal = shares[:, 0]
+        first = shares[:, 0]
     else:
-        normal = [-float(prediction.scores.sum()) for prediction in read.values()]
-    ranked = sorted(zip(normal, [-areas[k] for k in read], read, strict=True))
+        first = [-float(prediction.scores.sum()) for prediction in read.values()]
+    ranked = sorted(zip(first, [-areas[k] for k in read], read, strict=True))
     return [k for _, _, k in ranked[:_TELLING]]

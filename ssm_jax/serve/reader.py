@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ssm_jax.class_set import ClassSet
 from ssm_jax.scans.masks import write_masks
 from ssm_jax.scans.open import open_scans
 from ssm_jax.scans.options import InputOptions, ScanError
@@ -70,7 +71,12 @@ class Reader:
         return {"shape": image.shape}, image.tobytes()
 
     def masks(
-        self, scan: int, kind: str, folder: str, slices: Sequence[dict[str, Any] | None]
+        self,
+        scan: int,
+        kind: str,
+        folder: str,
+        slices: Sequence[dict[str, Any] | None],
+        classes: dict[str, Any],
     ) -> tuple[dict[str, Any], bytes]:
         """Writes masks of a scan: the "paths" of the files.
 
@@ -79,13 +85,15 @@ class Reader:
           kind: see `write_masks`.
           folder: that exists.
           slices: of each slice height, width, labels and masks; None: it could not be read.
+          classes: of the model, see `ClassSet.to_json`.
         """
         source = self._scans[scan]
         results = [
             SliceResult(slice_.name, None, _prediction(found))
             for slice_, found in zip(source.slices, slices, strict=True)
         ]
-        result = ScanResult(source.name, source.kind, {}, [], results, None)
+        named = ClassSet.from_json(classes)
+        result = ScanResult(source.name, source.kind, {}, [], results, None, named)
         paths = write_masks(result, source, kind, pathlib.Path(folder))
         return {"paths": [str(path) for path in paths]}, b""
 

@@ -167,6 +167,7 @@ class Reading:
             for found in (slice_.prediction for slice_ in result.slices)
         ]
         request = {"scan": number, "kind": kind, "folder": str(folder), "slices": slices}
+        request["classes"] = result.classes.to_json()
         content, _ = self._asked("masks", **request)
         # Files elsewhere are none of the upload's, whatever the process says.
         paths = [pathlib.Path(path) for path in content["paths"]]

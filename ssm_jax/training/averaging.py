@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from jax.sharding import Mesh
 
 from ssm_jax import sharding
 from ssm_jax.config import ModelConfig
 from ssm_jax.models import ssm
+from ssm_jax.training import patterns
 from ssm_jax.training.state import TrainState
 
 
@@ -61,7 +63,7 @@ def make_averaging(decay: float, mesh: Mesh | None = None) -> Callable:
     return averaged
 
 
-def make_bn_estimator(model: ModelConfig) -> Callable:
+def make_bn_estimator(model: ModelConfig, train: ml_collections.ConfigDict) -> Callable:
     """Builds the re-estimation of BN statistics over a set of slices.
 
     At batch size 1 and a high learning rate the running statistics lag behind the weights; the
@@ -69,20 +71,29 @@ def make_bn_estimator(model: ModelConfig) -> Callable:
 
     Args:
       model: whose statistics they are.
+      train: section of the run's configuration; BN layers that are frozen keep their statistics.
 
     Returns:
       estimate(params, average, images [B, H, W, C], image_sizes [B, 2], seen) -> average, where
       `average` is a tree like batch_stats that holds the mean over the `seen` batches before this
       one. Start with the running statistics and seen = 0; jitted.
     """
+    still_layers = patterns.chosen(model, train).frozen_layers
     model = dataclasses.replace(model, bn_momentum=1.0)
 
     @jax.jit
     def estimate(params, average, images, image_sizes, seen):
         variables = {"params": params, "batch_stats": average}
-        _, updated = ssm.stage(
-            model, variables, "extract", images, image_sizes, train=True, mutable=["batch_stats"]
-        )
+        with patterns.still(still_layers):
+            _, updated = ssm.stage(
+                model,
+                variables,
+                "extract",
+                images,
+                image_sizes,
+                train=True,
+                mutable=["batch_stats"],
+            )
 
         def mix(old, batch):
             # Update counts are integers, and stay.

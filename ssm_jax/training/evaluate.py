@@ -6,15 +6,14 @@ import functools
 import logging
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 import numpy as np
 
 from ssm_jax import visualize
-from ssm_jax.classes import long_names, short_names
-from ssm_jax.config import ModelConfig
+from ssm_jax.config import ModelConfig, class_set
 from ssm_jax.data import Datasets
 from ssm_jax.data.batches import iterate_slices, segmentation_arrays, spread
 from ssm_jax.evaluation.evaluator import ranking_figures
@@ -26,9 +25,9 @@ from ssm_jax.training.interrupt import StopRequest
 logger = logging.getLogger(__name__)
 
 
-def check_best_metric(name: str, model: ModelConfig) -> None:
-    """Raises ValueError for a metric that no evaluation of the model gives; "" is none."""
-    possible = ranking_figures(short_names(model.image_classes))
+def check_best_metric(name: str, image_classes: Sequence[str]) -> None:
+    """Raises ValueError for a metric that no evaluation of these classes gives; "" is none."""
+    possible = ranking_figures(image_classes)
     if name and name not in possible:
         raise ValueError(
             f"config.checkpoint.best_metric={name!r} is not possible; choose from "
@@ -64,7 +63,14 @@ def evaluate_variables(
     data, settings = config.data, config.eval
     nms = {"nms_threshold": settings.nms_threshold}
     score = {"score_threshold": settings.score_threshold}
-    make = functools.partial(Predictor, model, variables, **nms, batch_size=settings.batch_size)
+    make = functools.partial(
+        Predictor,
+        model,
+        variables,
+        **nms,
+        batch_size=settings.batch_size,
+        classes=class_set(config),
+    )
     if settings.choose_threshold != "none":
         seen = Loading(settings.threshold_slices, settings.batch_size, data.threads, data.prefetch)
         chosen = choose_threshold(
@@ -77,7 +83,7 @@ def evaluate_variables(
     sources = {"seg": datasets.seg_test}
     if datasets.cls_test is not None:
         sources["cls"] = datasets.cls_test
-    evaluator = evaluate(sources, predictor, data.mask_type, loading, stop)
+    evaluator = evaluate(sources, predictor, loading, stop)
     if overlays is not None and settings.overlays:
         _draw(overlays, sources, predictor, loading, settings.overlays)
     return evaluator.metrics() | score | nms
@@ -103,11 +109,10 @@ def _draw(
         if counts[part]
         for k in spread(len(indices[part]), counts[part])
     ]
-    names = long_names(predictor.model_config.image_classes)
     for number, (part, index) in enumerate(drawn):
         shown = predicted_slice(part, sources[part], index, predictor)
         picture = visualize.overlay(
-            shown.image, shown.prediction, shown.instances, shown.label, names, title=shown.file
+            shown.image, shown.prediction, shown.instances, shown.label, title=shown.file
         )
         picture.save(folder / f"{number:02d}_{pathlib.Path(shown.file).stem}.png")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -15,8 +15,10 @@ import numpy as np
 from flax import traverse_util
 
 from ssm_jax.checkpoints import CheckpointError, load_model
-from ssm_jax.config import ModelConfig, paper_config, variant_of
+from ssm_jax.classes import MASK_TYPES
+from ssm_jax.config import ModelConfig, class_set, paper_config, variant_of
 from ssm_jax.interop import reference_names, weight_files
+from ssm_jax.models.ssm import variable_shapes
 from ssm_jax.training.state import TrainState
 from ssm_jax.training.workdir import flatten
 
@@ -49,9 +51,11 @@ def initial_weights(
 ) -> tuple[dict[str, Any], float | None]:
     """Reads the weights that the configuration names.
 
-    A checkpoint (`init_from`) gives backbone, FPN, RPN, segmentation branch, mask head and BN
-    statistics; the classification branch, where there is one, becomes a copy of the segmentation
-    branch (paper, section 3.2). A state dict (`backbone.init`) gives the backbone.
+    A checkpoint (`init_from`) gives all arrays whose names and shapes the model has, whatever its
+    classes are. For the second stage of the paper's method (`train.pretrained`) it gives backbone,
+    FPN, RPN, segmentation branch, mask head and BN statistics; the classification branch, where
+    there is one, becomes a copy of the segmentation branch (paper, section 3.2). A state dict
+    (`backbone.init`) gives the backbone.
 
     Args:
       config: of the run.
@@ -115,6 +119,9 @@ def pretraining_command(config: ml_collections.ConfigDict) -> str:
         and name not in left_out
         and value != usual.get(name)
     ]
+    if config.classes.lesion and class_set(config).lesion != MASK_TYPES[config.data.mask_type][0]:
+        names = ("lesion", "background")
+        changed += [f"--config.classes.{name}={config.classes[name]}" for name in names]
     return shlex.join(["ssm-jax", "train", f"--config=pretrain:{variant}", *changed])
 
 
@@ -135,16 +142,63 @@ def _from_checkpoint(
     except CheckpointError as error:
         raise ValueError(f"{where}: {error}; {_how_to_make(config)}") from error
     ours, theirs = dataclasses.asdict(model), dataclasses.asdict(found)
+    # The paper's second stage needs the model of its first; elsewhere all that fits is of use.
+    compared = SHARED_FIELDS if config.train.pretrained else ("backbone",)
     other = [
         f"model.{name} is {theirs[name]!r} there and {ours[name]!r} here"
-        for name in SHARED_FIELDS
+        for name in compared
         if theirs[name] != ours[name]
     ]
     if other:
         raise ValueError(f"{where} is of another model: {'; '.join(other)}; {_how_to_make(config)}")
     host = jax.tree.map(np.asarray, variables)
-    params = {name: host["params"][name] for name in TAKEN}
-    if model.branches == 2:
-        params["classification_branch"] = params["segmentation_branch"]
-    logger.info("%s and BN statistics: from %s", ", ".join(TAKEN), info.path)
-    return {"params": params, "batch_stats": host["batch_stats"]}, info.seconds
+    if config.train.pretrained:
+        params = {name: host["params"][name] for name in TAKEN}
+        if model.branches == 2:
+            params["classification_branch"] = params["segmentation_branch"]
+        logger.info("%s and BN statistics: from %s", ", ".join(TAKEN), info.path)
+        return {"params": params, "batch_stats": host["batch_stats"]}, info.seconds
+    logger.info("from %s (%s):", info.path, ", ".join(info.classes.titles) or "lesions alone")
+    return _all_that_fits(host, variable_shapes(model)), info.seconds
+
+
+def _all_that_fits(given: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays of a model that another one has under the same name in the same shape.
+
+    Args:
+      given: {"params": ..., "batch_stats": ...}; where it has one RoI branch, this stands for both.
+      wanted: shapes of the model to start.
+
+    Returns:
+      A tree like `given`, of what fits. The log says what that is.
+    """
+    given = {**given, "params": {**given["params"]}}
+    given["params"].setdefault("classification_branch", given["params"]["segmentation_branch"])
+    taken: dict[str, Any] = {}
+    for section, arrays in wanted.items():
+        there = traverse_util.flatten_dict(given[section], sep="/")
+        shapes = traverse_util.flatten_dict(arrays, sep="/")
+        fits = {p: there[p] for p, x in shapes.items() if p in there and there[p].shape == x.shape}
+        taken[section] = traverse_util.unflatten_dict(fits, sep="/")
+        if section == "params":
+            for line in _told(shapes, there, fits):
+                logger.info("  %s", line)
+    return taken
+
+
+def _told(wanted: Collection[str], there: Collection[str], fits: Collection[str]) -> list[str]:
+    """Lines on what is taken and what starts fresh, whole parts of the model by their names."""
+    parts: dict[str, list[str]] = {}
+    for path in wanted:
+        parts.setdefault(path.split("/")[0], []).append(path)
+    whole = [part for part, paths in parts.items() if all(path in fits for path in paths)]
+    lines = [f"taken: {', '.join(whole) or 'nothing whole'}"]
+    for reason, known in (("not there", False), ("of another shape there", True)):
+        names = []
+        for part, paths in parts.items():
+            missing = [path for path in paths if path not in fits and (path in there) == known]
+            layers = dict.fromkeys(path.rpartition("/")[0] for path in missing)
+            names += [part] if len(missing) == len(paths) else list(layers)
+        if names:
+            lines.append(f"fresh, {reason}: {', '.join(names)}")
+    return lines

@@ -28,12 +28,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ssm_jax import sharding
-from ssm_jax.config import ModelConfig, validate
+from ssm_jax.config import ModelConfig, check_values, class_set, validate
 from ssm_jax.data import Datasets, TrainBatches, make_train_iterator, open_datasets
+from ssm_jax.data.class_files import named_classes
 from ssm_jax.evaluation.evaluator import summary
 from ssm_jax.evaluation.predicted_slices import Stopped
 from ssm_jax.files import json_ready, write_json
-from ssm_jax.training import initialize
+from ssm_jax.training import first_lines, initialize, patterns
 from ssm_jax.training import workdir as workdir_lib
 from ssm_jax.training.averaging import make_averaging, make_bn_estimator, with_average
 from ssm_jax.training.evaluate import (
@@ -48,6 +49,7 @@ from ssm_jax.training.progress import Progress
 from ssm_jax.training.run_checkpoints import RunCheckpoints
 from ssm_jax.training.state import TrainState, create_state
 from ssm_jax.training.steps import make_steps
+from ssm_jax.training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -120,8 +122,11 @@ def _set_up(
       stack: closes what was opened.
     """
     started = time.monotonic()
+    check_values(config)
+    config = named_classes(config)
     model = validate(config)
-    check_best_metric(config.checkpoint.best_metric, model)
+    patterns.chosen(model, config.train)  # refuses what names no parameter
+    check_best_metric(config.checkpoint.best_metric, class_set(config).names)
     initialize.require_pretrained(config)
     mesh = sharding.training_mesh(config.train.batch_size)
     first = jax.process_index() == 0
@@ -130,7 +135,7 @@ def _set_up(
         stack.enter_context(workdir_lib.locked(workdir))
     settings = json.loads(config.to_json_best_effort())
     workdir_lib.check_config(workdir, settings)
-    _log_sources(config, workdir)
+    first_lines.log_sources(config, workdir)
     checkpoints = stack.enter_context(
         RunCheckpoints(workdir, config.checkpoint.keep_last, config.checkpoint.best_metric)
     )
@@ -147,7 +152,7 @@ def _set_up(
     loader = make_train_iterator(datasets, config, (jax.process_index(), jax.process_count()))
     window = MetricsWindow()
     plan = Plan.of(config, datasets.epoch_slices)
-    _log_model(model, shapes, step, plan, mesh)
+    first_lines.log_model(model, shapes, step, plan, mesh)
     stop = stack.enter_context(StopRequest(at_once=True))
     compiling = {}
     if step < plan.total:
@@ -162,7 +167,8 @@ def _set_up(
     if first:
         workdir_lib.store_config(workdir, settings)
         evaluated = checkpoints.metrics(step) is not None
-        writer = stack.enter_context(MetricsWriter(workdir, step, evaluated))
+        tracker = Tracker(workdir, settings) if config.log.tracking else None
+        writer = stack.enter_context(MetricsWriter(workdir, step, evaluated, tracker))
     run = _Run(
         config=config,
         model=model,
@@ -211,7 +217,7 @@ class _Run:
     def __post_init__(self):
         self.reestimated = None
         if self.config.eval.bn_slices:
-            estimator = make_bn_estimator(self.model)
+            estimator = make_bn_estimator(self.model, self.config.train)
             self.reestimated = functools.partial(
                 reestimated_batch_stats, self.config, self.datasets, estimator=estimator
             )
@@ -359,41 +365,3 @@ def _start_compiling(
     }
     pool.shutdown(wait=False)
     return futures
-
-
-def _log_sources(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> None:
-    """The first lines of a run: what it learns from, and where its files go."""
-    kinds = (("segmentation", "seg_dir"), ("classification", "cls_dir"))
-    for kind, field in kinds if config.model.image_classes else kinds[:1]:
-        phantom = f"phantom slices made by this program; for your own set config.data.{field}"
-        logger.info("%s data: %s", kind, config.data[field] or phantom)
-    logger.info("working directory: %s", workdir)
-
-
-def _log_model(
-    model: ModelConfig, shapes: TrainState, step: int, plan: Plan, mesh: Mesh | None
-) -> None:
-    """Devices, size of the model, and what is left of the run."""
-    device = jax.local_devices()[0]
-    used, there = 1 if mesh is None else mesh.size, jax.device_count()
-    logger.info(
-        "%s: %s (%s)%s%s",
-        "device" if there == 1 else f"{used} of {there} devices",
-        device.device_kind,
-        device.platform,
-        f" in {jax.process_count()} processes" if jax.process_count() > 1 else "",
-        "" if used == there else "; a batch_size that is a multiple of their number uses all",
-    )
-    logger.info(
-        "model: %s, %d blocks, %d RoI branches%s, %s parameters",
-        model.backbone,
-        model.blocks,
-        model.branches,
-        "" if model.image_classes else ", segmentation alone",
-        f"{sum(array.size for array in jax.tree.leaves(shapes.params)):,}",
-    )
-    if step >= plan.total:
-        logger.info("the run is complete: %d of %d iterations", step, plan.total)
-    else:
-        start = f"resumed at step {step} of" if step else "training for"
-        logger.info("%s %d iterations; compiling first", start, plan.total)

@@ -15,6 +15,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from ssm_jax.files import json_ready, naming, write_text_atomically
+from ssm_jax.training.tracking import Tracker
 
 METRICS_LINES = "metrics.jsonl"
 METRICS_FILE = "metrics.json"
@@ -30,7 +31,13 @@ class MetricsWriter:
     run writes the same file as one that was never interrupted.
     """
 
-    def __init__(self, workdir: str | os.PathLike, resumed_step: int = 0, evaluated: bool = True):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        resumed_step: int = 0,
+        evaluated: bool = True,
+        tracker: Tracker | None = None,
+    ):
         """Opens both; what a killed run wrote after its last checkpoint is dropped.
 
         Args:
@@ -38,6 +45,7 @@ class MetricsWriter:
           resumed_step: step of the checkpoint the run goes on from; 0 starts over.
           evaluated: whether that checkpoint has an evaluation; if not, a line that tells of one
             at this step is dropped too.
+          tracker: that gets what TensorBoard gets; closed with this.
         """
         workdir = pathlib.Path(workdir)
         self._path = workdir / METRICS_LINES
@@ -47,11 +55,13 @@ class MetricsWriter:
         self._events_path.mkdir(exist_ok=True)
         self._events = EventsWriter(str(self._events_path / "events"), f".{time.time_ns()}")
         self._flushed = time.monotonic()
+        self._tracker: Tracker | None = None  # has the lines of the file already
         # TensorBoard forgets what it knows of this step and later ones.
         self._add(resumed_step, session_log=SessionLog(status=SessionLog.START))
         for line in lines:
             if line["step"] == resumed_step:
                 self.write_scalars(line.pop("step"), line.pop("kind"), line)
+        self._tracker = tracker
         self.flush()
 
     def write(self, step: int, kind: str, metrics: Mapping[str, Any]) -> None:
@@ -69,10 +79,16 @@ class MetricsWriter:
         self.write_scalars(step, kind, metrics)
 
     def write_scalars(self, step: int, kind: str, metrics: Mapping[str, Any]) -> None:
-        """Writes the finite numbers among the metrics to TensorBoard only."""
-        for name, value in json_ready(metrics).items():
-            if isinstance(value, int | float):
-                self._add(step, summary=scalar(f"{kind}/{name}", value))
+        """Writes the finite numbers among the metrics to TensorBoard, and to a tracker, only."""
+        numbers = {
+            f"{kind}/{name}": value
+            for name, value in json_ready(metrics).items()
+            if isinstance(value, int | float)
+        }
+        for name, value in numbers.items():
+            self._add(step, summary=scalar(name, value))
+        if self._tracker is not None and numbers:
+            self._tracker.log(step, numbers)
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
@@ -87,6 +103,8 @@ class MetricsWriter:
         self.flush()
         self._file.close()
         self._events.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
     def __enter__(self) -> MetricsWriter:
         return self

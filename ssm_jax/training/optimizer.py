@@ -5,7 +5,8 @@ Adam's moments and step counts belong to the parameter. Each group is a set that
 together and has an optimizer state of its own; a step touches the groups it names and no other.
 """
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,10 +62,23 @@ def merge(groups: Mapping[str, Flat]) -> dict[str, Any]:
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def stepped_count(params: Mapping[str, Any], groups: Sequence[str]) -> int:
-    """How many numbers the named groups hold."""
+def stepped(
+    params: Mapping[str, Any], groups: Sequence[str], frozen: Collection[str] = ()
+) -> dict[str, Flat]:
+    """The parameters of the named groups that are not frozen: {group: {path: array}}."""
     parts = split(params)
-    return sum(array.size for group in groups for array in parts[group].values())
+    return {
+        group: {path: array for path, array in parts[group].items() if path not in frozen}
+        for group in groups
+    }
+
+
+def stepped_count(
+    params: Mapping[str, Any], groups: Sequence[str], frozen: Collection[str] = ()
+) -> int:
+    """How many numbers of the named groups are not frozen."""
+    parts = stepped(params, groups, frozen)
+    return sum(array.size for part in parts.values() for array in part.values())
 
 
 def make_transformation(weight_decay: float) -> optax.GradientTransformation:
@@ -85,26 +99,51 @@ def apply_gradients(
     gradients: Mapping[str, Flat],
     learning_rates: Mapping[str, Array],
     weight_decay: float,
+    factors: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Steps the groups that have gradients; the rest keeps parameters, moments and counts.
+    """Steps what has gradients; the rest keeps parameters, moments and counts.
 
     Args:
       params: nested dict of arrays.
       opt_state: {group: state}.
-      gradients: {group: {path: array}}.
+      gradients: {group: {path: array}}, of all or some parameters of a group.
       learning_rates: {group: scalar}.
       weight_decay: L2 coefficient.
+      factors: {path: of its learning rate}, 1 where a path is missing.
 
     Returns:
       Updated params and opt_state.
     """
     transformation = make_transformation(weight_decay)
     parts, opt_state = split(params), dict(opt_state)
+    factors = factors or {}
     for group, gradient in gradients.items():
-        updates, opt_state[group] = transformation.update(gradient, opt_state[group], parts[group])
-        updates = jax.tree.map(lambda u, rate=learning_rates[group]: -rate * u, updates)
-        parts[group] = optax.apply_updates(parts[group], updates)
+        if not gradient:
+            continue
+        part, rate = {path: parts[group][path] for path in gradient}, learning_rates[group]
+        moments = _of_dicts(functools.partial(_chosen, part), opt_state[group])
+        updates, moments = transformation.update(gradient, moments, part)
+        opt_state[group] = _of_dicts(lambda old, new: old | new, opt_state[group], moments)
+        updates = {
+            path: -(rate * factors[path] if path in factors else rate) * update
+            for path, update in updates.items()
+        }
+        parts[group] = parts[group] | optax.apply_updates(part, updates)
     return merge(parts), opt_state
+
+
+def _chosen(part: Flat, whole: Flat) -> Flat:
+    """Those of `whole` whose paths are in `part`."""
+    return {path: whole[path] for path in part}
+
+
+def _of_dicts(function: Callable, *states: Any) -> Any:
+    """A state like others with `function` of the dicts in them; counts are those of the last."""
+
+    def of_leaf(*leaves: Any) -> Any:
+        return function(*leaves) if isinstance(leaves[0], dict) else leaves[-1]
+
+    return jax.tree.map(of_leaf, *states, is_leaf=lambda leaf: isinstance(leaf, dict))
 
 
 def make_schedules(train: ml_collections.ConfigDict, total_steps: int) -> dict[str, optax.Schedule]:

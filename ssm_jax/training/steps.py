@@ -21,7 +21,7 @@ from ssm_jax.config import ModelConfig
 from ssm_jax.models import ssm
 from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS
 from ssm_jax.ops.roi_align import roi_align
-from ssm_jax.training import losses, optimizer, targets
+from ssm_jax.training import losses, optimizer, patterns, targets
 from ssm_jax.training.state import TrainState
 
 SEGMENTATION_KEY, CLASSIFICATION_KEY = 0, 1
@@ -56,29 +56,33 @@ def make_steps(
       without module S has no use for the second.
     """
     schedules = optimizer.make_schedules(train, total_steps)
+    chosen = patterns.chosen(model, train)
+    frozen, still_layers = chosen.frozen, chosen.frozen_layers
     classification_groups = optimizer.CLASSIFICATION_STEP[train.update_rule]
     copy = make_copy(model, train.copy_rule, train.copy_ema)
     copies = model.branches == 2 and train.copy_rule != "never"
 
-    def learning_rates(step):
-        return {group: schedule(step) for group, schedule in schedules.items()}
+    def apply(state, params, gradients):
+        rates = {group: schedule(state.step) for group, schedule in schedules.items()}
+        return optimizer.apply_gradients(
+            params, state.opt_state, gradients, rates, train.weight_decay, chosen.factors
+        )
 
     def segmentation_update(state, batch):
         key = _step_key(state, SEGMENTATION_KEY)
 
         def loss_of(stepped):
             params = _with_groups(state.params, stepped)
-            return segmentation_loss(model, params, state.batch_stats, batch, key)
+            with patterns.still(still_layers):
+                return segmentation_loss(model, params, state.batch_stats, batch, key)
 
-        stepped = _groups(state.params, optimizer.SEGMENTATION_STEP)
+        stepped = optimizer.stepped(state.params, optimizer.SEGMENTATION_STEP, frozen)
         (loss, aux), gradients = jax.value_and_grad(loss_of, has_aux=True)(stepped)
         batch_stats, metrics = aux
         improved = loss < state.best_seg_loss
         # The branch that produced the loss is copied, so the copy comes before the update.
-        params = copy(state.params, improved)
-        params, opt_state = optimizer.apply_gradients(
-            params, state.opt_state, gradients, learning_rates(state.step), train.weight_decay
-        )
+        params = chosen.restored(copy(state.params, improved), state.params)
+        params, opt_state = apply(state, params, gradients)
         best = jnp.where(improved, loss, state.best_seg_loss)
         metrics |= {
             "copied": improved & copies if train.copy_rule == "best" else jnp.asarray(copies),
@@ -97,11 +101,9 @@ def make_steps(
             params = _with_groups(state.params, stepped)
             return classification_loss(model, params, state.batch_stats, batch, key)
 
-        stepped = _groups(state.params, classification_groups)
+        stepped = optimizer.stepped(state.params, classification_groups, frozen)
         (_, metrics), gradients = jax.value_and_grad(loss_of, has_aux=True)(stepped)
-        params, opt_state = optimizer.apply_gradients(
-            state.params, state.opt_state, gradients, learning_rates(state.step), train.weight_decay
-        )
+        params, opt_state = apply(state, state.params, gradients)
         metrics |= {"cls_grad_norm": optax.tree.norm(gradients)}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
@@ -342,10 +344,7 @@ def _step_key(state: TrainState, purpose: int) -> Key[Array, ""]:
     return jax.random.fold_in(key, purpose)
 
 
-def _groups(params: Any, names: tuple[str, ...]) -> dict[str, optimizer.Flat]:
-    parts = optimizer.split(params)
-    return {name: parts[name] for name in names}
-
-
 def _with_groups(params: Any, stepped: dict[str, optimizer.Flat]) -> dict[str, Any]:
-    return optimizer.merge({**optimizer.split(params), **stepped})
+    """Parameters with some of them in place of theirs: what a gradient is taken by."""
+    parts = optimizer.split(params)
+    return optimizer.merge({**parts, **{name: parts[name] | of for name, of in stepped.items()}})

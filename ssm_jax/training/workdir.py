@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import IO, Any
 
 from ssm_jax import files
+from ssm_jax.classes import of_run
 from ssm_jax.config import default_config
 
 CONFIG_FILE = "config.json"
@@ -90,11 +91,13 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        stored = flatten(json.loads(path.read_text(encoding="utf-8")))
+        run = json.loads(path.read_text(encoding="utf-8"))
+        # Classes that a run older than their names had.
+        stored = flatten({"classes": of_run(run).to_json(), **run})
         # A field that is newer than the run has the default, which leaves things as they were.
         usual = flatten(json.loads(default_config().to_json_best_effort()))
         lines = differences(usual | stored, config)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
         raise WorkdirError(f"{path} is damaged: {error}") from error
     if lines:
         listed = "\n  ".join(lines)

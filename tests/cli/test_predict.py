@@ -127,7 +127,7 @@ def test_a_folder_with_unreadable_files(checkpoint, folder, tmp_path):
     assert wide["predicted_class_name"] == ("normal", "cp", "covid")[wide["predicted_class"]]
     assert wide["detections"]
     for detection in wide["detections"]:
-        assert detection.keys() == {"box", "score", "label", "mask"}
+        assert detection.keys() == {"box", "score", "label", "label_name", "mask"}
         assert detection["label"] == 1
         x1, y1, x2, y2 = detection["box"]
         assert 0 <= x1 <= x2 <= 100
@@ -142,7 +142,7 @@ def test_without_masks(checkpoint, folder, tmp_path):
     assert call(checkpoint, tmp_path / "out", folder / "wide.png", masks="none").returncode == 0
     (entry,) = entries_of(tmp_path / "out")
     assert entry["detections"]
-    assert all(d.keys() == {"box", "score", "label"} for d in entry["detections"])
+    assert all(d.keys() == {"box", "score", "label", "label_name"} for d in entry["detections"])
 
 
 def test_a_batch_is_no_larger_than_a_scan(checkpoint, folder, tmp_path):

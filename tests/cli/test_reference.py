@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ssm_jax.checkpoints import load_model, save_model
+from ssm_jax.cli import import_reference
 from ssm_jax.config import ModelConfig
 from ssm_jax.interop import torch_file, torch_writer, weight_files
 from ssm_jax.interop.reference_names import from_variables, name_map
@@ -15,6 +16,7 @@ from tests.helpers.programs import run
 from tests.helpers.shared import REFERENCE, needs_reference
 from tests.helpers.tiny import get_config, random_variables
 from tests.helpers.torch_files import Call, Name, pickled, storage, tensor, write_zip
+from tests.test_classes import OWN
 
 
 def failed_in_one_line(done, *parts):
@@ -179,6 +181,19 @@ def test_bad_flags(tmp_path):
     }.items():
         done = run("import_reference", *flags, f"--anchor_sizes={sizes}")
         failed_in_one_line(done, f"--anchor_sizes={sizes}: {message}")
+
+
+def test_classes_of_imported_weights(tmp_path):
+    path = tmp_path / "classes.json"
+    path.write_text(json.dumps(OWN.to_json()))
+    flags = import_reference.Flags(weights="a.pth", output="out", classes=path)
+    assert flags.class_set(5, 3) == OWN
+    with pytest.raises(ValueError, match=r"names 5 image and 3 lesion .* has 3 and 1"):
+        flags.class_set(3, 1)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"--classes=.*classes\.json: Expecting"):
+        flags.class_set(5, 3)
+    assert import_reference.Flags(weights="a.pth", output="out").class_set(5, 3) is None
 
 
 def test_ours_to_torch_and_back_is_the_same_bits(tmp_path):

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from ssm_jax.classes import paper
 from ssm_jax.config import default_config, validate
 from ssm_jax.data import TrainBatches, augment, make_train_iterator, open_datasets
 from ssm_jax.data.augment import Augmentation
@@ -98,9 +99,8 @@ def segmentation_example(seed=0, side=96):
     mask = lesion_mask(side, side, ((5, 5, 30, 22), (50, 8, 62, 30), (20, 60, 26, 66)))
     mask[70:90, 60:90] = 3
     image = noise(seed, side, side, 1)
-    return SegmentationExample(
-        "a", image, *lesion_objects(mask, 0, "both"), np.uint8(mask > 1), "folder"
-    )
+    objects = lesion_objects(mask, 0, paper(mask_type="both").lesion)
+    return SegmentationExample("a", image, *objects, np.uint8(mask > 1), "folder")
 
 
 def test_objects_follow_their_pixels():

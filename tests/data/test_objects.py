@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from ssm_jax.classes import paper
 from ssm_jax.data.objects import area_fields, component_areas, lesion_objects
 
 
@@ -76,7 +77,7 @@ def test_mask_types_equal_a_flood_fill_of_each_value(mask, min_area, kind):
     expected = np.zeros(mask.shape, np.uint8)
     for k, (_, pixels) in enumerate(objects):
         expected[tuple(np.array(pixels).T)] = k + 1
-    instances, boxes, labels = lesion_objects(mask, min_area, mask_type)
+    instances, boxes, labels = lesion_objects(mask, min_area, paper(mask_type=mask_type).lesion)
     assert labels.dtype == np.int32 and boxes.shape == (len(objects), 4)
     np.testing.assert_array_equal(instances, expected)
     np.testing.assert_array_equal(labels, [label for label, _ in objects])

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from ssm_jax.classes import paper
 from ssm_jax.config import ModelConfig
 from ssm_jax.data import DataError, TrainBatches, make_train_iterator, open_datasets
 from ssm_jax.data.objects import lesion_objects
@@ -27,7 +28,7 @@ def test_objects_follow_the_mask_type(cache, mask_type):
     found = set()
     for i, example in enumerate(datasets.seg_train):
         mask = set_slice(0, "seg", "train", i, 64)[1]
-        instances, boxes, labels = lesion_objects(mask, 256, mask_type)
+        instances, boxes, labels = lesion_objects(mask, 256, paper(mask_type=mask_type).lesion)
         np.testing.assert_array_equal(example.instances, instances)
         np.testing.assert_array_equal(example.boxes, boxes)
         np.testing.assert_array_equal(example.labels, labels)

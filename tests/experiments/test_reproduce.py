@@ -1,5 +1,6 @@
 """The table of all systems: what is run, what is not run again, and where every number is from."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ from configs import ssm2
 from experiments import reproduce, systems
 from ssm_jax.checkpoints import FOLDER, config_item, write_step
 from ssm_jax.cli import configs, flags, train
-from ssm_jax.config import validate
+from ssm_jax.config import ModelConfig, validate
 from tests.helpers.programs import run_module
 from tests.helpers.tiny import shrunk
 from tests.models.test_models import PARAMETERS, STEPPED_IN_CLASSIFICATION
@@ -49,7 +50,10 @@ class FakeRunner:
             metrics |= {"accuracy": number / 40, "f1_weighted": number / 30}
         with open(os.path.join(folder, "metrics.json"), "w", encoding="utf-8") as file:
             json.dump(metrics, file)
-        documents = {"config": config_item({}, None), "time": {"seconds": 60.0 * number}}
+        documents = {
+            "config": config_item(dataclasses.asdict(ModelConfig()), None),
+            "time": {"seconds": 60.0 * number},
+        }
         write_step(pathlib.Path(folder).absolute() / FOLDER, self.step, {}, documents)
         return self.status
 

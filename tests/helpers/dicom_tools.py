@@ -8,6 +8,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
 from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from ssm_jax.classes import PAPER
 from ssm_jax.ops import rle
 from ssm_jax.predictor import Prediction, softmax
 
@@ -140,6 +141,8 @@ def multi_frame(hu, order):
 
 class BrightSpots:
     """A model that takes what is brighter than `BRIGHT` for a lesion, and for COVID-19."""
+
+    classes = PAPER
 
     def __init__(self, batch_size=4):
         """Takes the slices of a call; `batches` notes how many came, `aspects` of which shape."""

@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 
+from ssm_jax.classes import unnamed
 from ssm_jax.ops import rle
 
 
@@ -27,7 +28,9 @@ def label_map(masks, height, width):
     return instances
 
 
-def prediction(masks, scores, height, width, labels=None, logits=(0.0, 0.0, 0.0), boxes=None):
+def prediction(
+    masks, scores, height, width, labels=None, logits=(0.0, 0.0, 0.0), boxes=None, classes=None
+):
     """The attributes of `ssm_jax.predictor.Prediction`; boxes default to those of the masks."""
     logits = np.asarray(logits, np.float32)
     probabilities = np.exp(logits) / np.exp(logits).sum()
@@ -37,9 +40,10 @@ def prediction(masks, scores, height, width, labels=None, logits=(0.0, 0.0, 0.0)
         width=width,
         class_logits=logits,
         class_probabilities=probabilities,
-        predicted_class=int(logits.argmax()),
+        predicted_class=int(logits.argmax()) if len(logits) else None,
         boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
         scores=np.asarray(scores, np.float32),
         labels=np.ones(len(scores), np.int32) if labels is None else np.asarray(labels),
         masks=[rle.encode(mask) for mask in masks],
+        classes=classes or unnamed(len(logits), 1),
     )

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ssm_jax.classes import unnamed
 from ssm_jax.ops import rle
 from ssm_jax.predictor import Prediction, softmax
 from ssm_jax.scans.result import ScanResult, ScanSummary, SliceResult
@@ -33,6 +34,7 @@ def prediction(index, height=HEIGHT, width=WIDTH, classes=3, masks=True):
         scores=np.array(SCORES[: len(found)], np.float32),
         labels=np.array([1, 2, 1][: len(found)], np.int32),
         masks=[rle.encode(mask) for mask in found] if masks else None,
+        classes=unnamed(classes, 2),
     )
 
 
@@ -71,4 +73,4 @@ def scan(count=30, unread=(7,), classes=3, name=HOSTILE, masks=True):
         )
     facts = {"Modality": "CT", "Spacing": "0.7 × 0.7 × 2.5 mm", "Description": HOSTILE}
     warnings = ["1 gap of 5.0 mm", f"assumed: {HOSTILE}"]
-    return ScanResult(name, "dicom", facts, warnings, slices, summary)
+    return ScanResult(name, "dicom", facts, warnings, slices, summary, unnamed(classes, 2))

@@ -14,6 +14,7 @@ from jax import export
 from PIL import Image
 
 from ssm_jax.checkpoints import save_model
+from ssm_jax.classes import paper
 from ssm_jax.config import ModelConfig
 from ssm_jax.interop import portable
 from ssm_jax.models.inference import make_predict_fn
@@ -117,7 +118,7 @@ def test_metadata(exported):
     assert ModelConfig.from_mapping(facts["model"]) == ModelConfig.from_mapping(MODEL)
     assert (facts["score_threshold"], facts["nms_threshold"]) == THRESHOLDS
     assert facts["image_classes"] == ["Normal", "Common pneumonia", "COVID-19"]
-    assert facts["lesion_classes"] is None  # imported weights do not tell
+    assert facts["lesion_classes"] == {"1": "lesion"}
     assert facts["versions"]["jax"] == jax.__version__
     assert facts["inputs"]["images"]["shape"] == ["b", SIZE, SIZE]
     shapes = {name: (x["shape"], x["dtype"]) for name, x in facts["outputs"].items()}
@@ -143,7 +144,9 @@ def test_other_inputs_and_no_masks(model):
 
 
 def test_lesion_classes_and_step_are_told(model, tmp_path):
-    facts = portable.write(tmp_path / "m", *model, masks=False, step=7, mask_type="ggo")
+    facts = portable.write(
+        tmp_path / "m", *model, masks=False, step=7, classes=paper(mask_type="ggo")
+    )
     assert facts["lesion_classes"] == {1: "ground glass"}
     assert facts["step"] == 7
     assert [path.name for path in tmp_path.iterdir()] == ["m"]

@@ -53,7 +53,8 @@ def test_the_data_of_the_viewer(whole):
     (data,) = Page(whole).data
     result = made_up()
     assert data["classes"] == ["Normal", "Common pneumonia", "COVID-19"]
-    assert [tuple(color) for color in data["colors"]] == list(PREDICTED_COLORS)
+    assert [tuple(color) for color in data["colors"]] == list(PREDICTED_COLORS[:2])
+    assert data["by_class"] and data["lesions"] == ["ground glass", "consolidation"]
     assert data["first"] == 12
     assert len(data["slices"]) == 30
     for index, (shown, given) in enumerate(zip(data["slices"], result.slices, strict=True)):

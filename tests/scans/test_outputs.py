@@ -1,5 +1,6 @@
 """Mask files in the source's geometry, summaries by hand, and lung masks."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -34,6 +35,7 @@ from tests.helpers.dicom_tools import (
     windowed,
 )
 from tests.scans.test_inputs import TO_RAS, volume
+from tests.test_classes import OWN
 
 HU = chest()
 LESIONS = windowed(HU) > BRIGHT  # [Z, H, W] as shown
@@ -119,6 +121,20 @@ def test_dicom_seg_refers_to_the_right_slices(tmp_path, orientation):
     )
     expected = np.stack([to_stored(lesions) for lesions in LESIONS])
     np.testing.assert_array_equal(pixels[..., 0], expected)
+
+
+def test_dicom_seg_has_a_segment_for_each_lesion_class(tmp_path):
+    Series().write(tmp_path / "s", HU)
+    scan, result = predicted(tmp_path / "s")
+    for k, slice_ in enumerate(result.slices):  # the third class is in no slice
+        slice_.prediction.labels[:] = 1 + k % 2
+    result = dataclasses.replace(result, classes=OWN)
+    (path,) = write_masks(result, scan, "dicom-seg", tmp_path)
+    segments = highdicom.seg.segread(path).SegmentSequence
+    assert [segment.SegmentLabel for segment in segments] == ["Cell", "Dirt", "Scratch"]
+    types = [segment.SegmentedPropertyTypeCodeSequence[0] for segment in segments]
+    codes = [(code.CodingSchemeDesignator, code.CodeValue) for code in types]
+    assert codes == [("SCT", "4421005"), ("SCT", "52988006"), ("SCT", "52988006")]
 
 
 def test_dicom_seg_of_pseudonymized_files(tmp_path):

@@ -10,7 +10,7 @@ from flax import traverse_util
 
 from configs import pretrain, ssm, ssm2, ssm_s
 from ssm_jax.checkpoints import save_model
-from ssm_jax.config import ModelConfig
+from ssm_jax.config import ModelConfig, class_set, validate
 from ssm_jax.interop import reference_names, torch_writer
 from ssm_jax.training import initialize
 from ssm_jax.training.loop import train
@@ -108,6 +108,47 @@ def test_a_checkpoint_of_another_model_is_one_error(stage_1):
     ):
         assert line in text
     assert "num_classes" not in text
+
+
+def test_a_model_of_other_classes_gives_all_that_fits(tmp_path, caplog, monkeypatch):
+    """From two branches and three classes to one branch and four lesion classes, and back."""
+    config = tiny.shrunk(ssm_s.get_config("r18_2"))
+    one = tiny.shrunk(pretrain.get_config("r18_2"))
+    one.classes.lesion, one.model.num_classes = ("a", "b", "c", "d"), 5
+    monkeypatch.setattr(initialize.logger, "propagate", True)
+    for name, given, wanted in (("two", config, one), ("one", one, config)):
+        caplog.clear()
+        model = validate(given)
+        variables = tiny.random_variables(model, seed=3)
+        save_model(tmp_path / name, model, variables, class_set(given))
+        wanted = wanted.copy_and_resolve_references()
+        wanted.init_from = str(tmp_path / name)
+        with caplog.at_level("INFO"):
+            fresh, state = started(wanted)
+        old, new, there = (
+            traverse_util.flatten_dict(tree, sep="/")
+            for tree in (fresh.params, state.params, variables["params"])
+        )
+        taken = set()
+        for path, array in new.items():
+            branch = path.replace("classification", "segmentation")
+            source = there.get(path, there.get(branch))
+            if source is not None and source.shape == array.shape:
+                taken.add(path)
+                np.testing.assert_array_equal(array, source)
+            else:
+                np.testing.assert_array_equal(array, old[path])
+        reshaped = {path.rpartition("/")[0] for path in set(new) - taken}
+        branches = [f"{b}_branch" for b in ("segmentation", "classification")][
+            : 1 + (name == "one")
+        ]
+        outputs = {f"{branch}/{layer}" for branch in branches for layer in ("logits", "deltas")}
+        modules = {path.rpartition("/")[0] for path in new if path.startswith("module_s")}
+        assert reshaped == outputs | {"mask_head/logits"} | modules
+        told = [record.getMessage().strip() for record in caplog.records]
+        assert any("taken: backbone, fpn, rpn" in line for line in told)
+        assert any(line.startswith("fresh, of another shape there: ") for line in told)
+        assert ("fresh, not there: module_s" in told) == (name == "one")
 
 
 def test_a_missing_checkpoint_says_how_to_make_it(tmp_path):

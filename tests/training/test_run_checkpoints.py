@@ -68,7 +68,7 @@ def small_model(monkeypatch):
     """What `load_model` expects of a model is what a small state holds."""
     state = small_state(0, 0)
     shapes = {"params": state.params, "batch_stats": state.batch_stats}
-    monkeypatch.setattr(checkpoints_lib, "_shapes", lambda config: shapes)
+    monkeypatch.setattr(checkpoints_lib, "variable_shapes", lambda config: shapes)
 
 
 def assert_same(a, b):

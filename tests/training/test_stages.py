@@ -71,7 +71,7 @@ def test_stage_1_predicts_lesions_and_no_class(stage_1):
     entry = json.loads(json.dumps(prediction.to_dict()))
     assert entry["predicted_class"] is entry["predicted_class_name"] is None
     assert entry["class_logits"] == []
-    picture = visualize.overlay(image, prediction, class_names=())
+    picture = visualize.overlay(image, prediction)
     assert picture.size[0] > 0
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ssm_jax.classes import COVID, CP, NORMAL, NUMBERED_CLASSES
+from ssm_jax.classes import COVID, CP, NORMAL, PAPER
 from ssm_jax.data.phantom import fields
 from ssm_jax.data.phantom.anatomy import BLOOD, make_anatomy
 from ssm_jax.data.phantom.lesions import make_lesions
@@ -47,7 +47,7 @@ def phantom_slice(seed: Sequence[int], label: int, size: int = 512):
       ValueError: a label other than 0, 1, 2, or a size below 32.
     """
     if label not in (NORMAL, CP, COVID):
-        raise ValueError(f"label {label} is no class; the classes are {NUMBERED_CLASSES}")
+        raise ValueError(f"label {label} is no class; the classes are {PAPER.numbered_classes()}")
     if size < MIN_SIZE:
         raise ValueError(f"a phantom of {size} pixels is too small; the least is {MIN_SIZE}")
     rng = np.random.default_rng([*seed, _ANATOMY])

@@ -6,7 +6,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from ssm_jax.classes import SHORT_NAMES, class_number
+from ssm_jax.classes import PAPER, class_number
 from ssm_jax.data.errors import DataError, name_files
 from ssm_jax.data.findings import Findings
 from ssm_jax.data.inspection import Slice
@@ -64,12 +64,12 @@ def class_order(names: Sequence[str]) -> tuple[int, ...]:
     Raises:
       DataError: other names, or not all of them.
     """
-    if sorted(names) != sorted(SHORT_NAMES):
+    if sorted(names) != sorted(PAPER.names):
         raise DataError(
-            f"--class_order={','.join(names)} has to name {', '.join(SHORT_NAMES)}, each once, in "
+            f"--class_order={','.join(names)} has to name {', '.join(PAPER.names)}, each once, in "
             "the order of the list's classes 0, 1, 2"
         )
-    return tuple(SHORT_NAMES.index(name) for name in names)
+    return tuple(PAPER.names.index(name) for name in names)
 
 
 def read(
@@ -153,7 +153,7 @@ def _covidx_entry(
     stem = pathlib.PurePosixPath(name).stem
     told = _told_class(stem)
     if told is not None and told != label:
-        findings.add("class_conflict", f"{line} (the name says {SHORT_NAMES[told]})")
+        findings.add("class_conflict", f"{line} (the name says {PAPER.names[told]})")
         return None
     parts = patient_of(stem)
     names = (name, pathlib.PurePosixPath(name).name)

@@ -7,7 +7,7 @@ import pathlib
 import re
 from collections.abc import Mapping
 
-from ssm_jax.classes import COVID, NORMAL, SHORT_NAMES, class_number
+from ssm_jax.classes import COVID, NORMAL, PAPER, class_number
 from ssm_jax.data.findings import Findings
 from ssm_jax.data.inspection import Slice
 from ssm_jax.data.published import listing
@@ -47,7 +47,7 @@ def _entry(findings: Findings, line: listing.Line) -> listing.Entry | None:
         return None
     told = _TOLD.get(match[2][:3], label)
     if told != label:
-        findings.add("class_conflict", f"{line} (the name says {SHORT_NAMES[told]})")
+        findings.add("class_conflict", f"{line} (the name says {PAPER.names[told]})")
         return None
     names = (name, name.partition("_")[2])
     return listing.Entry(name, label, f"{match[2]}_0_0", None, names)

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssm_jax.classes import SHORT_NAMES
+from ssm_jax.classes import PAPER
 from ssm_jax.data.errors import DataError
 from ssm_jax.data.findings import Findings
 from ssm_jax.data.folders import channels_of, locked
@@ -165,7 +165,11 @@ def _check_set(inspected: Sequence[Inspected], findings: Findings, min_area: int
         if size != common:
             findings.add("size_outlier", f"{where} ({size}, most are {common})")
         # Where values are wrong, nobody knows which of them is a lesion.
-        if found.mask and not found.foreign_values and not _has_lesion(found.mask, min_area):
+        if (
+            found.mask
+            and not found.foreign_values(findings.classes)
+            and not _has_lesion(found.mask, min_area)
+        ):
             findings.add("no_lesion", where)
         if found.picture["blank"]:
             findings.add("blank", where)
@@ -218,7 +222,7 @@ def _counts(inspected: Sequence[Inspected], min_area: int) -> dict[str, dict[str
             counts["patients"] = len(patients)
         if chosen[0].mask is None:
             labels = collections.Counter(found.item.label for found in chosen)
-            counts["classes"] = {name: labels[k] for k, name in enumerate(SHORT_NAMES)}
+            counts["classes"] = {name: labels[k] for k, name in enumerate(PAPER.names)}
         else:
             masks = [found.mask for found in chosen if found.mask]
             values = collections.Counter(v for mask in masks for v in mask["values"])

@@ -54,7 +54,8 @@
     let current = 0, travel = 0;
 
     const css = (color) => "rgb(" + color.join(",") + ")";
-    const colorOf = (rank) => data.colors[rank % data.colors.length];
+    const colorOf = ({ rank, label }) =>
+      data.colors[(data.by_class ? label - 1 : rank) % data.colors.length];
 
     function shown(slice) {
       const least = Number(threshold.value);
@@ -73,7 +74,7 @@
       // Detections come in decreasing score: the best is drawn last, on top.
       for (const detection of [...detections].reverse()) {
         if (detection.counts === null) continue;
-        paint(pixels.data, height, width, runs(detection.counts), colorOf(detection.rank));
+        paint(pixels.data, height, width, runs(detection.counts), colorOf(detection));
       }
       context.putImageData(pixels, 0, 0);
     }
@@ -91,11 +92,11 @@
         box.setAttribute("y", y1);
         box.setAttribute("width", Math.max(x2 - x1, 0));
         box.setAttribute("height", Math.max(y2 - y1, 0));
-        box.style.stroke = css(colorOf(detection.rank));
+        box.style.stroke = css(colorOf(detection));
         const text = document.createElementNS(boxes.namespaceURI, "text");
         const above = y1 > 16 * unit ? y1 - 4 * unit : y2 + 14 * unit;
         text.setAttribute("transform", `translate(${x1} ${above}) scale(${unit})`);
-        text.style.fill = css(colorOf(detection.rank));
+        text.style.fill = css(colorOf(detection));
         text.textContent = detection.score.toFixed(2);
         boxes.append(box, text);
       }
@@ -112,12 +113,12 @@
       for (const detection of detections) {
         const row = document.createElement("tr"), key = document.createElement("i");
         const first = document.createElement("th");
-        key.style.background = css(colorOf(detection.rank));
+        key.style.background = css(colorOf(detection));
         first.scope = "row";
         first.append(key, String(detection.rank + 1));
         row.append(first);
         const size = detection.box.map((v) => Math.round(v));
-        for (const value of [detection.score.toFixed(3), detection.label, size.join(", ")]) {
+        for (const value of [detection.score.toFixed(3), data.lesions[detection.label - 1], size.join(", ")]) {
           const cell = document.createElement("td");
           cell.textContent = value;
           row.append(cell);
