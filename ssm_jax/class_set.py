@@ -34,13 +34,11 @@ class ImageClass:
       name: in metric names, files and options, such as "sensitivity_<name>".
       title: for people.
       number: that names of image files start with, from 0.
-      color: RGB, 0 to 255; None: one by its place.
     """
 
     name: str
     title: str
     number: int
-    color: Color | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +169,8 @@ def image_classes(entries: Iterable[Any]) -> tuple[ImageClass, ...]:
     """Image classes from plain data.
 
     Args:
-      entries: a title, or a mapping with `name`, and perhaps `title`, `number` and `color`, a
-        class. Numbers default to the place in the list.
+      entries: a title, or a mapping with `name`, and perhaps `title` and `number`, a class. Numbers
+        default to the place in the list.
 
     Raises:
       ValueError: what is wrong with them.
@@ -182,7 +180,6 @@ def image_classes(entries: Iterable[Any]) -> tuple[ImageClass, ...]:
         ImageClass(
             **_named(entry, ImageClass),
             number=_whole(entry.get("number", place), "number"),
-            color=_color(entry.get("color")),
         )
         for place, entry in enumerate(listed)
     )

@@ -331,21 +331,6 @@ def class_set(config: ml_collections.ConfigDict) -> ClassSet:
         raise ValueError(f"config.classes: {error}") from error
 
 
-def with_classes(config: ml_collections.ConfigDict, classes: ClassSet) -> ml_collections.ConfigDict:
-    """A copy of a configuration that names all its classes, and whose model has as many.
-
-    Counts of the model that nobody changed follow the classes; `validate` refuses others.
-    """
-    config, usual = config.copy_and_resolve_references(), ModelConfig()
-    for name, entries in classes.to_json().items():
-        config.classes[name] = tuple(entries)
-    counts = {"image_classes": len(classes.image), "num_classes": len(classes.lesion) + 1}
-    for name, count in counts.items():
-        if config.model[name] == getattr(usual, name):
-            config.model[name] = count
-    return config
-
-
 def check_values(config: ml_collections.ConfigDict) -> ModelConfig:
     """Checks every field by itself; returns the model section.
 
@@ -389,6 +374,11 @@ def _check_counts(config: ml_collections.ConfigDict, model: ModelConfig) -> None
             f"{told} and config.model.num_classes={wanted} do not fit: set the latter to "
             f"{lesions + 1}, one for the background and {lesions} for lesions"
             + (", or name the classes in config.classes.lesion" if of_paper else "")
+        )
+    if mask_type != "merge" and classes.lesion != MASK_TYPES[mask_type][0]:
+        raise ValueError(
+            f"config.data.mask_type={mask_type!r} chooses among the paper's lesion classes, and "
+            f"others are named ({', '.join(classes.lesion_names.values())}); leave it out"
         )
     if len(classes.image) != model.image_classes:
         raise ValueError(

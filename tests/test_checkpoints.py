@@ -24,7 +24,8 @@ from ssm_jax.checkpoints import (
 )
 from ssm_jax.class_set import ClassSet
 from ssm_jax.classes import PAPER, paper
-from ssm_jax.config import ModelConfig, default_config, with_classes
+from ssm_jax.config import ModelConfig, default_config
+from ssm_jax.data.class_files import with_classes
 from tests.helpers.tiny import get_config, random_variables
 from tests.test_classes import OWN
 

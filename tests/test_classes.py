@@ -7,7 +7,8 @@ import pytest
 from ssm_jax import classes
 from ssm_jax.class_set import ClassSet, Code, ImageClass, LesionClass
 from ssm_jax.classes import of_run, paper, unnamed
-from ssm_jax.config import class_set, default_config, validate, with_classes
+from ssm_jax.config import class_set, default_config, validate
+from ssm_jax.data.class_files import with_classes
 
 OWN = ClassSet(
     tuple(ImageClass(name, name.title(), k) for k, name in enumerate("abcde")),
@@ -113,6 +114,14 @@ def test_counts_that_contradict_the_names_are_refused(field, count, text):
     config = default_config()
     config.model[field] = count
     with pytest.raises(ValueError, match=text):
+        validate(with_classes(config, OWN))
+
+
+def test_the_papers_mask_types_are_for_its_classes():
+    config = default_config()
+    config.data.mask_type = "both"
+    assert validate(with_classes(config, class_set(config))).num_classes == 3
+    with pytest.raises(ValueError, match=r"mask_type='both'.*named \(cell, dirt, scratch\)"):
         validate(with_classes(config, OWN))
 
 

@@ -12,7 +12,7 @@ import ml_collections
 
 from ssm_jax.class_set import ClassSet, background_values, image_classes, lesion_classes, plain
 from ssm_jax.classes import PAPER_DATA
-from ssm_jax.config import class_set, with_classes
+from ssm_jax.config import ModelConfig, class_set
 from ssm_jax.data.errors import DataError
 from ssm_jax.files import write_json
 
@@ -82,6 +82,21 @@ def _parsed(content: Any) -> Known:
 
 def _images_of(content: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name not in ("lesion", "background")}
+
+
+def with_classes(config: ml_collections.ConfigDict, classes: ClassSet) -> ml_collections.ConfigDict:
+    """A copy of a configuration that names all its classes, and whose model has as many.
+
+    Counts of the model that nobody changed follow the classes; `validate` refuses others.
+    """
+    config, usual = config.copy_and_resolve_references(), ModelConfig()
+    for name, entries in classes.to_json().items():
+        config.classes[name] = tuple(entries)
+    counts = {"image_classes": len(classes.image), "num_classes": len(classes.lesion) + 1}
+    for name, count in counts.items():
+        if config.model[name] == getattr(usual, name):
+            config.model[name] = count
+    return config
 
 
 def named_classes(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

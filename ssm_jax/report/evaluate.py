@@ -14,9 +14,9 @@ import ml_collections
 import numpy as np
 
 from ssm_jax.checkpoints import CheckpointInfo, load_model
-from ssm_jax.config import ModelConfig, default_config, with_classes
+from ssm_jax.config import ModelConfig, default_config
 from ssm_jax.data import DataError, open_datasets, patients
-from ssm_jax.data.class_files import folder_paths
+from ssm_jax.data.class_files import folder_paths, with_classes
 from ssm_jax.evaluation import coco
 from ssm_jax.evaluation.evaluator import Evaluator
 from ssm_jax.evaluation.intervals import intervals

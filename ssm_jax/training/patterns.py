@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 import math
@@ -90,6 +91,8 @@ def _factors(train: ml_collections.ConfigDict, paths: list[str]) -> dict[str, fl
 
 def still(layers: frozenset[str]) -> Any:
     """A context in which these BN layers use their running statistics, and leave them alone."""
+    if not layers:
+        return contextlib.nullcontext()
 
     def call(following, arguments, keywords, context):
         module = context.module

@@ -11,9 +11,9 @@ from PIL import Image
 
 from ssm_jax.checkpoints import load_model, save_model
 from ssm_jax.class_set import ClassSet
-from ssm_jax.config import validate, with_classes
+from ssm_jax.config import validate
 from ssm_jax.data import TrainBatches, open_datasets
-from ssm_jax.data.class_files import named_classes, write_classes
+from ssm_jax.data.class_files import named_classes, with_classes, write_classes
 from ssm_jax.predictor import Predictor
 from ssm_jax.report import compare
 from ssm_jax.report.evaluate import Options, evaluate_checkpoint
