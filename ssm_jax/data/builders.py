@@ -267,7 +267,7 @@ class FolderBuilder(IndexedBuilder):
         """`text`, and what of classes changes a preparation where they are not the paper's."""
 
         def read(of: ClassSet, together: tuple[Values, ...]) -> list:
-            return sorted(of.numbers) if cls.part == "cls" else [sorted(of.values), together]
+            return [sorted(of.values), together] if cls.subfolders else sorted(of.numbers)
 
         known = read(classes, groups)
         return text if known == read(PAPER_DATA, PAPER_GROUPS) else f"{text} {known}"
