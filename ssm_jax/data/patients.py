@@ -1,12 +1,11 @@
 """Which slices are of one patient, as far as file names tell."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int64
 
 _CLASS_NAME = re.compile(r"(\d+_[^_]+)_[^_]+_[^_]+")  # <class>_<patient>_<scan>_<slice>
 _SCAN_NAME = re.compile(r"(.+)_\d+")  # <scan>_<slice>
@@ -39,14 +38,14 @@ PATIENT_OF: Mapping[str, Callable[[str], str | None]] = {
 }
 
 
-def clusters(patients: Sequence[str | None]) -> tuple[np.ndarray, bool]:
+def clusters(patients: Sequence[str | None]) -> tuple[Int64[np.ndarray, "{len(patients)}"], bool]:
     """Numbers the patients.
 
     Args:
       patients: of N slices; None where a name does not tell.
 
     Returns:
-      int64 [N], the same number for slices of one patient, from 0 without gaps; and whether these
+      The same number for slices of one patient, from 0 without gaps; and whether these
       are patients. If a single one is unknown, every slice counts as a unit of its own.
     """
     if any(patient is None for patient in patients):

@@ -9,24 +9,27 @@ Everything works on weights: a sample is the number of times that each unit (pat
 where patients are not known) was drawn, and figures are computed for all samples at once.
 """
 
-from __future__ import annotations
-
 import numpy as np
+from jaxtyping import Float, Float64, Int64, Integer
+from numpy.typing import ArrayLike
 
+Drawn = Integer[np.ndarray, "R P"]  # how often each of P units is in each of R samples
 SAMPLES = 1000
 LEVEL = 0.95
 
 
-def draw(units: int, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
+def draw(
+    units: int, samples: int = SAMPLES, seed: int = 0
+) -> Int64[np.ndarray, "{samples} {units}"]:
     """How often each unit is drawn in each sample.
 
     Args:
-      units: P, at least 1.
-      samples: R.
+      units: at least 1.
+      samples: how many are drawn.
       seed: the same seed gives the same samples.
 
     Returns:
-      int64 [R, P]; every row adds up to P.
+      Counts of the units, which add up to their number in each sample.
 
     Raises:
       ValueError: no unit.
@@ -36,7 +39,7 @@ def draw(units: int, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=samples)
 
 
-def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+def interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
     """Percentile interval.
 
     Args:
@@ -55,16 +58,15 @@ def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def resampled_means(values: np.ndarray, units: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+def resampled_means(
+    values: Float[np.ndarray, "N F"], units: Integer[np.ndarray, "N"], drawn: Drawn
+) -> Float64[np.ndarray, "R F"]:
     """Means over the slices of every sample.
 
     Args:
-      values: float [N, F], F figures of N slices.
-      units: int [N], the unit that each slice belongs to, below P.
-      drawn: int [R, P], from `draw`.
-
-    Returns:
-      float64 [R, F].
+      values: F figures of N slices.
+      units: the unit that each slice belongs to, below P.
+      drawn: from `draw`.
     """
     sums = np.zeros((drawn.shape[1], values.shape[1]))
     np.add.at(sums, units, values)
@@ -73,19 +75,23 @@ def resampled_means(values: np.ndarray, units: np.ndarray, drawn: np.ndarray) ->
 
 
 def resampled_confusions(
-    labels: np.ndarray, predicted: np.ndarray, classes: int, units: np.ndarray, drawn: np.ndarray
-) -> np.ndarray:
+    labels: Integer[np.ndarray, "N"],
+    predicted: Integer[np.ndarray, "N"],
+    classes: int,
+    units: Integer[np.ndarray, "N"],
+    drawn: Drawn,
+) -> Int64[np.ndarray, "R {classes} {classes}"]:
     """Confusion matrices of every sample.
 
     Args:
-      labels: int [N], true classes below K.
-      predicted: int [N].
-      classes: K.
-      units: int [N], the unit that each slice belongs to, below P.
-      drawn: int [R, P], from `draw`.
+      labels: true classes, below `classes`.
+      predicted: classes.
+      classes: how many there are.
+      units: the unit that each slice belongs to, below P.
+      drawn: from `draw`.
 
     Returns:
-      int64 [R, K, K], rows truth.
+      A matrix for each sample, rows truth.
     """
     by_unit = np.zeros((drawn.shape[1], classes, classes), np.int64)
     np.add.at(by_unit, (units, labels, predicted), 1)

@@ -1,10 +1,10 @@
 """Calibration: whether a class given with 80% confidence is right in 80% of the slices."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float64, Int64
+from numpy.typing import ArrayLike
 
 BINS = 15
 
@@ -14,21 +14,21 @@ class Reliability:
     """Slices by confidence, the probability of the predicted class.
 
     Attributes:
-      edges: float64 [B + 1], limits of the bins; bin b holds edges[b] < confidence <= edges[b + 1].
-      count: int64 [B], slices.
-      confidence: float64 [B], mean confidence; NaN in an empty bin.
-      accuracy: float64 [B], share of right classes; NaN in an empty bin.
+      edges: limits of the bins; bin b holds edges[b] < confidence <= edges[b + 1].
+      count: slices.
+      confidence: mean confidence; NaN in an empty bin.
+      accuracy: share of right classes; NaN in an empty bin.
       ece: expected calibration error: |accuracy - confidence| averaged over the slices, in [0, 1].
     """
 
-    edges: np.ndarray
-    count: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
+    edges: Float64[np.ndarray, "E"]
+    count: Int64[np.ndarray, "B"]
+    confidence: Float64[np.ndarray, "B"]
+    accuracy: Float64[np.ndarray, "B"]
     ece: float
 
 
-def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = BINS) -> Reliability:
+def reliability(probabilities: ArrayLike, labels: ArrayLike, bins: int = BINS) -> Reliability:
     """Sorts predictions into bins of equal width by their confidence.
 
     The usual estimate of the expected calibration error (Guo et al. 2017, "On calibration of

@@ -4,23 +4,24 @@ Undefined figures are NaN, and none spreads: a class without truth slices has no
 class in neither truth nor predictions has no F1, and averages leave it out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float64, Int64, Real
+from numpy.typing import ArrayLike
 
 from ssm_jax.classes import PAPER
 
+Matrices = Real[np.ndarray, "*n K K"]
 IMAGE_CLASSES = PAPER.names  # as in metric names
 PAPER_SHARES = (0.45, 0.35, 0.20)  # weights of the classes in the paper's F1
 
 
 def confusion_matrix(
-    labels: Sequence[int] | np.ndarray,
-    predicted: Sequence[int] | np.ndarray,
+    labels: ArrayLike,
+    predicted: ArrayLike,
     num_classes: int = len(IMAGE_CLASSES),
-) -> np.ndarray:
+) -> Int64[np.ndarray, "{num_classes} {num_classes}"]:
     """Counts of (truth, prediction) pairs.
 
     Args:
@@ -29,7 +30,7 @@ def confusion_matrix(
       num_classes: K.
 
     Returns:
-      int64 [K, K]; rows are the truth, columns the predictions.
+      The counts; rows are the truth, columns the predictions.
 
     Raises:
       ValueError: lengths that differ, or a class outside 0..K-1.
@@ -49,59 +50,59 @@ def confusion_matrix(
     return matrix
 
 
-def sensitivity(confusion: np.ndarray) -> np.ndarray:
+def sensitivity(confusion: Matrices) -> Float64[np.ndarray, "*n K"]:
     """Share of each class's slices that are found (recall).
 
     Args:
-      confusion: [..., K, K], rows truth; leading axes hold several matrices.
+      confusion: rows truth; leading axes hold several matrices.
 
     Returns:
-      float64 [..., K]; NaN for a class without truth slices.
+      A share for each class; NaN for a class without truth slices.
     """
     return _ratio(_diagonal(confusion), confusion.sum(axis=-1))
 
 
-def f1_scores(confusion: np.ndarray) -> np.ndarray:
+def f1_scores(confusion: Matrices) -> Float64[np.ndarray, "*n K"]:
     """Harmonic mean of precision and sensitivity of each class: 2 TP / (2 TP + FP + FN).
 
     Args:
-      confusion: [..., K, K], rows truth; leading axes hold several matrices.
+      confusion: rows truth; leading axes hold several matrices.
 
     Returns:
-      float64 [..., K]; NaN for a class in neither truth nor predictions. A class that is in only
-      one of them scores 0.
+      A score for each class; NaN for a class in neither truth nor predictions. A class that is in
+      only one of them scores 0.
     """
     return _ratio(2 * _diagonal(confusion), confusion.sum(axis=-2) + confusion.sum(axis=-1))
 
 
-def accuracy(confusion: np.ndarray) -> np.ndarray:
+def accuracy(confusion: Matrices) -> Float64[np.ndarray, "*n"]:
     """Share of all slices with the right class.
 
     Args:
-      confusion: [..., K, K], rows truth; leading axes hold several matrices.
+      confusion: rows truth; leading axes hold several matrices.
 
     Returns:
-      float64 [...]; NaN without slices.
+      The share; NaN without slices.
     """
     return _ratio(_diagonal(confusion).sum(axis=-1), confusion.sum(axis=(-2, -1)))
 
 
 def weighted_f1(
-    confusion: np.ndarray, shares: Sequence[float] | np.ndarray | None = None
-) -> np.ndarray:
+    confusion: Matrices, shares: Sequence[float] | np.ndarray | None = None
+) -> Float64[np.ndarray, "*n"]:
     """F1 averaged over classes.
 
     The paper's 0.9676 comes out of its confusion matrix with its rounded shares, `PAPER_SHARES`
     (0.96760); with the exact shares of its test split the figure is 0.96748.
 
     Args:
-      confusion: [..., K, K], rows truth; leading axes hold several matrices.
+      confusion: rows truth; leading axes hold several matrices.
       shares: K non-negative weights, which need not add up to 1. None: the share of each class
         in the truth.
 
     Returns:
-      float64 [...]: the weighted mean over the classes whose F1 is defined (the weights of the
-      others are spread in proportion); NaN where these have no weight.
+      The weighted mean over the classes whose F1 is defined (the weights of the others are spread
+      in proportion); NaN where these have no weight.
 
     Raises:
       ValueError: another number of shares than classes, or a negative one.
@@ -116,8 +117,8 @@ def weighted_f1(
     return _ratio((weights * np.nan_to_num(scores)).sum(axis=-1), weights.sum(axis=-1))
 
 
-def macro_f1(confusion: np.ndarray) -> np.ndarray:
-    """Plain mean of the defined F1 scores of [..., K, K]: float64 [...]; NaN without slices."""
+def macro_f1(confusion: Matrices) -> Float64[np.ndarray, "*n"]:
+    """Plain mean of the defined F1 scores; NaN without slices."""
     return weighted_f1(confusion, np.ones(confusion.shape[-1]))
 
 
@@ -151,17 +152,17 @@ def classification_metrics(
 
 
 def stacked_metrics(
-    confusion: np.ndarray, names: Sequence[str], shares: Sequence[float] | None = None
-) -> dict[str, np.ndarray]:
+    confusion: Matrices, names: Sequence[str], shares: Sequence[float] | None = None
+) -> dict[str, Float64[np.ndarray, "*n"]]:
     """The figures of `classification_metrics` without "confusion", of many matrices at once.
 
     Args:
-      confusion: [..., K, K], rows truth.
+      confusion: rows truth; leading axes hold several matrices.
       names: K class names.
       shares: as there.
 
     Returns:
-      name -> float64 [...].
+      Figures by name, of all matrices.
     """
     figures = {"accuracy": accuracy(confusion)}
     for prefix, values in (("sensitivity", sensitivity(confusion)), ("f1", f1_scores(confusion))):
@@ -173,11 +174,11 @@ def stacked_metrics(
     return figures
 
 
-def _diagonal(confusion: np.ndarray) -> np.ndarray:
+def _diagonal(confusion: Matrices) -> Real[np.ndarray, "*n K"]:
     return np.diagonal(confusion, axis1=-2, axis2=-1)
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+def _ratio(numerator: ArrayLike, denominator: ArrayLike) -> Float64[np.ndarray, "..."]:
     """numerator / denominator, NaN (without a warning) where the denominator is 0."""
     numerator, denominator = np.asarray(numerator, float), np.asarray(denominator, float)
     return np.divide(

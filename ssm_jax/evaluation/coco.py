@@ -10,16 +10,16 @@ small, medium and large classes; a list of one kind gives the same figures here 
 `COCO.loadRes`.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
+from numpy.typing import ArrayLike
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -32,8 +32,8 @@ FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "A
 _FIELDS = {"segm": "segmentation", "bbox": "bbox"}
 
 
-def xyxy_to_xywh(boxes: np.ndarray) -> np.ndarray:
-    """Corners to corner and size: [N, 4] (x1, y1, x2, y2) -> float64 [N, 4] (x, y, w, h)."""
+def xyxy_to_xywh(boxes: ArrayLike) -> Float64[np.ndarray, "N 4"]:
+    """Corners (x1, y1, x2, y2) of N boxes to corner and size (x, y, w, h)."""
     boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
@@ -65,7 +65,7 @@ class CocoRecorder:
         return image_id
 
     def add_truth(
-        self, image_id: int, masks: Sequence[rle_lib.Rle], boxes: np.ndarray, labels: np.ndarray
+        self, image_id: int, masks: Sequence[rle_lib.Rle], boxes: ArrayLike, labels: Iterable[int]
     ) -> None:
         """Adds ground-truth objects; their area is that of the mask.
 
@@ -93,9 +93,9 @@ class CocoRecorder:
         self,
         image_id: int,
         masks: Sequence[rle_lib.Rle] | None,
-        boxes: np.ndarray,
-        scores: np.ndarray,
-        labels: np.ndarray,
+        boxes: ArrayLike,
+        scores: Sequence[float] | np.ndarray,
+        labels: Iterable[int],
     ) -> None:
         """Adds predictions of an image.
 
@@ -163,14 +163,14 @@ def figures(evaluated: COCOeval) -> dict[str, float]:
     }
 
 
-def precision_curves(evaluated: COCOeval) -> np.ndarray:
+def precision_curves(evaluated: COCOeval) -> Float64[np.ndarray, "10 101"]:
     """Interpolated precision over recall, objects of all sizes, up to 100 detections an image.
 
     Args:
       evaluated: from `run`.
 
     Returns:
-      float64 [10, 101]: a row for each IoU threshold 0.50, 0.55, ..., 0.95, a column for each
+      A row for each IoU threshold 0.50, 0.55, ..., 0.95, a column for each
       recall 0, 0.01, ..., 1; the mean over the classes that have objects. NaN without objects.
     """
     precision = evaluated.eval["precision"][:, :, :, 0, -1]  # [10, 101, K]

@@ -6,11 +6,10 @@ that pycocotools finds on a data set that holds the image so many times. (Of det
 scores, copies of one stay together here; pycocotools goes image by image.)
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
+from jaxtyping import Bool, Float64, Integer
 from pycocotools.cocoeval import COCOeval
 
 _FIGURES = {"AP": slice(None), "AP50": slice(0, 1), "AP75": slice(5, 6)}  # of the ten thresholds
@@ -21,24 +20,28 @@ _CHUNK = 4_000_000  # numbers held at once, by detections and samples
 class _Ranked:
     """The detections of a class by decreasing score, and the objects they should find.
 
-    image: int [D], index of each detection's image. hit: bool [T, D], whether it found an object.
-    objects: int [I], by image.
+    Attributes:
+      image: index of each detection's image.
+      hit: whether it found an object, at every threshold.
+      objects: of each image.
     """
 
-    image: np.ndarray
-    hit: np.ndarray
-    objects: np.ndarray
+    image: Integer[np.ndarray, "D"]
+    hit: Bool[np.ndarray, "T D"]
+    objects: Integer[np.ndarray, "I"]
 
 
-def resampled_figures(evaluated: COCOeval, weights: np.ndarray) -> dict[str, np.ndarray]:
+def resampled_figures(
+    evaluated: COCOeval, weights: Integer[np.ndarray, "R I"]
+) -> dict[str, Float64[np.ndarray, "R"]]:
     """AP, AP50 and AP75 (objects of all sizes) of many samples of the images.
 
     Args:
       evaluated: from `coco.run`.
-      weights: int [R, I], how often each of the I images (by increasing id) is in each sample.
+      weights: how often each of the I images (by increasing id) is in each sample.
 
     Returns:
-      "AP", "AP50", "AP75" -> float64 [R]; NaN for a sample without objects.
+      "AP", "AP50" and "AP75" of every sample; NaN for a sample without objects.
 
     Raises:
       ValueError: weights of another number of images.
@@ -76,8 +79,10 @@ def _ranked(evaluated: COCOeval, k: int) -> _Ranked:
     return _Ranked(image[order], hit[:, order], objects)
 
 
-def _mean_precision(ranked: _Ranked, weights: np.ndarray, recalls: np.ndarray) -> np.ndarray:
-    """Mean interpolated precision, [T, R]; NaN for samples without objects."""
+def _mean_precision(
+    ranked: _Ranked, weights: Integer[np.ndarray, "R I"], recalls: Float64[np.ndarray, "r"]
+) -> Float64[np.ndarray, "T R"]:
+    """Mean interpolated precision; NaN for samples without objects."""
     objects = weights @ ranked.objects  # [R]
     mean = np.where(objects > 0, 0.0, np.nan) * np.ones((len(ranked.hit), 1))
     if not len(ranked.image):
@@ -95,8 +100,8 @@ def _mean_precision(ranked: _Ranked, weights: np.ndarray, recalls: np.ndarray) -
     return mean
 
 
-def _mean(figures: np.ndarray) -> np.ndarray:
-    """Mean of [K, T, R] over thresholds and the classes that have objects: [R]."""
+def _mean(figures: Float64[np.ndarray, "K T R"]) -> Float64[np.ndarray, "R"]:
+    """Mean over thresholds and the classes that have objects."""
     known = ~np.isnan(figures)
     total, count = np.nansum(figures, axis=(0, 1)), known.sum(axis=(0, 1))
     return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float, Float64, Int64
 
 from ssm_jax.classes import PAPER
 from ssm_jax.data.patients import clusters, segmentation_patient
@@ -74,7 +75,7 @@ class Evaluator:
         file_name: str = "",
         folder: str = "",
         truth_lesion: np.ndarray | None = None,
-    ) -> np.ndarray:
+    ) -> Float64[np.ndarray, "10"]:
         """Adds the detections in one slice.
 
         Args:
@@ -88,7 +89,7 @@ class Evaluator:
             None: the objects alone.
 
         Returns:
-          float64 [10]: the slice's AP at IoU 0.50, 0.55, ..., 0.95.
+          The slice's AP at IoU 0.50, 0.55, ..., 0.95.
 
         Raises:
           ValueError: no masks, another size than the truth, or a label map that does not hold
@@ -167,8 +168,8 @@ class Evaluator:
         self.cls_files.append(file_name)
         self.cls_folders.append(folder)
 
-    def confusion(self) -> np.ndarray:
-        """Confusion matrix so far: int64 [K, K], rows truth."""
+    def confusion(self) -> Int64[np.ndarray, "K K"]:
+        """Confusion matrix so far, rows truth."""
         return classification.confusion_matrix(self.labels, self.predicted, len(self.image_classes))
 
     def coco_run(self, kind: str) -> COCOeval:
@@ -184,8 +185,8 @@ class Evaluator:
             return None
         return calibration.reliability(probabilities, np.asarray(self.labels))
 
-    def all_probabilities(self) -> np.ndarray | None:
-        """Class probabilities [N, K] of all slices; None where some are not known, or no slice."""
+    def all_probabilities(self) -> Float[np.ndarray, "N K"] | None:
+        """Class probabilities of all slices; None where some are not known, or no slice."""
         known = [p for p in self.probabilities if p is not None]
         return np.stack(known) if known and len(known) == len(self.labels) else None
 

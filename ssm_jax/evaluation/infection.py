@@ -6,18 +6,19 @@ over the slices of a patient, the figures then averaged over patients. Slices of
 equally thick and their pixels as equally large.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float64, Int64, Integer, Real
 
 from ssm_jax.ops import rle as rle_lib
 
 FIGURES = ("infection_dice", "infection_sensitivity", "infection_volume_error")
 
 
-def cumulative_counts(masks: Sequence[rle_lib.Rle], truth: rle_lib.Rle) -> np.ndarray:
+def cumulative_counts(
+    masks: Sequence[rle_lib.Rle], truth: rle_lib.Rle
+) -> Int64[np.ndarray, "{len(masks)+1} 3"]:
     """Pixels of a slice that are predicted and true, with the first 0, 1, ..., P masks.
 
     Args:
@@ -25,7 +26,7 @@ def cumulative_counts(masks: Sequence[rle_lib.Rle], truth: rle_lib.Rle) -> np.nd
       truth: the true lesions, all in one encoding.
 
     Returns:
-      int64 [P + 1, 3]: pixels in both unions, in the predicted one, and in the true one.
+      Pixels in both unions, in the predicted one, and in the true one.
     """
     rows, union = [(0, 0, rle_lib.area(truth))], None
     for mask in masks:
@@ -35,19 +36,19 @@ def cumulative_counts(masks: Sequence[rle_lib.Rle], truth: rle_lib.Rle) -> np.nd
     return np.array(rows, np.int64)
 
 
-def pixel_counts(masks: Sequence[rle_lib.Rle], truth: rle_lib.Rle) -> np.ndarray:
-    """The last row of `cumulative_counts`, of all masks in any order: int64 [3]."""
+def pixel_counts(masks: Sequence[rle_lib.Rle], truth: rle_lib.Rle) -> Int64[np.ndarray, "3"]:
+    """The last row of `cumulative_counts`, of all masks in any order."""
     return cumulative_counts([rle_lib.union(masks)] if masks else [], truth)[-1]
 
 
-def patient_figures(counts: np.ndarray) -> np.ndarray:
+def patient_figures(counts: Real[np.ndarray, "*n 3"]) -> Float64[np.ndarray, "*n 3"]:
     """Figures of patients.
 
     Args:
-      counts: [..., 3], pixels of a patient in both unions, in the predicted one, in the true one.
+      counts: pixels of a patient in both unions, in the predicted one, in the true one.
 
     Returns:
-      float64 [..., 3] in the order of `FIGURES`. Dice: 2 both / (predicted + true), 1 where nothing
+      Figures in the order of `FIGURES`. Dice: 2 both / (predicted + true), 1 where nothing
       is there and nothing is predicted. Sensitivity: both / true, and volume error:
       |predicted - true| / true (0 is best, no upper bound); NaN for a patient without lesions.
     """
@@ -62,17 +63,19 @@ def patient_figures(counts: np.ndarray) -> np.ndarray:
 
 
 def mean_figures(
-    counts: np.ndarray, patients: np.ndarray, drawn: np.ndarray | None = None
-) -> dict[str, np.ndarray]:
+    counts: Integer[np.ndarray, "*n N 3"],
+    patients: Integer[np.ndarray, "N"],
+    drawn: Integer[np.ndarray, "R P"] | None = None,
+) -> dict[str, Float64[np.ndarray, "..."]]:
     """Means over patients, of the set itself or of bootstrap samples of the patients.
 
     Args:
-      counts: int [..., N, 3], of N slices, see `cumulative_counts`.
-      patients: int [N], the patient of each slice, from 0 without gaps, P in all.
-      drawn: int [R, P], how often each patient is in each sample; None: the set itself.
+      counts: of N slices, see `cumulative_counts`.
+      patients: the patient of each slice, from 0 without gaps, P in all.
+      drawn: how often each patient is in each sample; None: the set itself.
 
     Returns:
-      `FIGURES` -> float64 [...], or [..., R] of samples; NaN where no patient defines the figure.
+      `FIGURES` -> [*n], or [*n, R] of samples; NaN where no patient defines the figure.
     """
     counts = np.moveaxis(np.asarray(counts), -2, 0)  # [N, ..., 3]
     sums = np.zeros((int(patients.max(initial=-1)) + 1, *counts.shape[1:]))

@@ -1,10 +1,9 @@
 """Intervals of everything that an `Evaluator` holds."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float64, Integer
 
 from ssm_jax.data.patients import PATIENT_OF, clusters, segmentation_patient
 from ssm_jax.evaluation import (
@@ -68,7 +67,7 @@ def intervals(
     """
     if unit not in UNITS:
         raise ValueError(f"unit={unit!r} is not possible; choose from {UNITS}")
-    resampled: dict[str, np.ndarray] = {}
+    resampled: dict[str, Float64[np.ndarray, "R"]] = {}
     units: dict[str, dict[str, object]] = {}
     parts = {
         "seg": (evaluator.seg_files, _segmentation),
@@ -95,9 +94,9 @@ def intervals(
 
 
 def _segmentation(
-    evaluator: Evaluator, units: np.ndarray, drawn: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Figures of every sample, [R] each."""
+    evaluator: Evaluator, units: Integer[np.ndarray, "N"], drawn: bootstrap.Drawn
+) -> dict[str, Float64[np.ndarray, "R"]]:
+    """Figures of every sample."""
     thresholds = list(per_image_ap.IOU_THRESHOLDS)
     means = bootstrap.resampled_means(np.stack(evaluator.per_image), units, drawn)
     found = {
@@ -116,9 +115,9 @@ def _segmentation(
 
 
 def _classification(
-    evaluator: Evaluator, units: np.ndarray, drawn: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Figures of every sample, [R] each."""
+    evaluator: Evaluator, units: Integer[np.ndarray, "N"], drawn: bootstrap.Drawn
+) -> dict[str, Float64[np.ndarray, "R"]]:
+    """Figures of every sample."""
     names = evaluator.image_classes
     labels, predicted = np.asarray(evaluator.labels), np.asarray(evaluator.predicted)
     confusions = bootstrap.resampled_confusions(labels, predicted, len(names), units, drawn)

@@ -6,21 +6,21 @@ and scores are needed, so a test set can be streamed: compute `average_precision
 the row of figures, and `summarize` the rows at the end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool, Float64
+from numpy.typing import ArrayLike
 
 # Quotients of integers, so that an IoU of exactly 3/5 is not above the threshold 0.6.
 IOU_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 
 
 def average_precision(
-    iou: np.ndarray,
-    scores: np.ndarray,
-    labels: np.ndarray,
-    truth_labels: np.ndarray,
+    iou: ArrayLike,
+    scores: ArrayLike,
+    labels: ArrayLike,
+    truth_labels: ArrayLike,
     threshold: float,
 ) -> float:
     """Average precision of one image at one IoU threshold (reference implementation).
@@ -48,13 +48,13 @@ def average_precision(
 
 
 def average_precisions(
-    iou: np.ndarray,
-    scores: np.ndarray,
-    labels: np.ndarray,
-    truth_labels: np.ndarray,
+    iou: ArrayLike,
+    scores: ArrayLike,
+    labels: ArrayLike,
+    truth_labels: ArrayLike,
     thresholds: Sequence[float] = IOU_THRESHOLDS,
-) -> np.ndarray:
-    """`average_precision` of one image at T thresholds: float64 [T]."""
+) -> Float64[np.ndarray, "{len(thresholds)}"]:
+    """`average_precision` of one image at several thresholds."""
     iou, scores = np.asarray(iou, np.float64), np.asarray(scores, np.float64)
     labels, truth_labels = np.asarray(labels), np.asarray(truth_labels)
     _check_shapes(iou, scores, labels, truth_labels)
@@ -74,8 +74,8 @@ def average_precisions(
     return figures
 
 
-def _area_under_curve(hit: np.ndarray, objects: int) -> float:
-    """Area under precision over recall of a ranked list: hit bool [P], objects > 0."""
+def _area_under_curve(hit: Bool[np.ndarray, "P"], objects: int) -> float:
+    """Area under precision over recall of a ranked list, for one object or more."""
     precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     # Recall grows by 1 / objects at every hit and nowhere else.

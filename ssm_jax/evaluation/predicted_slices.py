@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Float64, UInt8
 from tqdm import tqdm
 
 from ssm_jax.data.batches import iterate_slices, spread
@@ -52,9 +53,9 @@ class PredictedSlice:
       file: its name.
       image: uint8 [H, W] or [H, W, 3].
       prediction: in pixels of this image.
-      instances: uint8 [H, W] label map of the true lesions; None for a classification slice.
+      instances: label map of the true lesions; None for a classification slice.
       label: true class; None for a segmentation slice.
-      figures: float64 [10], its AP at IoU 0.50, 0.55, ..., 0.95; None for a classification slice.
+      figures: its AP at IoU 0.50, 0.55, ..., 0.95; None for a classification slice.
       group: which slices of a report it is shown with, such as "best".
     """
 
@@ -62,9 +63,9 @@ class PredictedSlice:
     file: str
     image: np.ndarray
     prediction: Prediction
-    instances: np.ndarray | None = None
+    instances: UInt8[np.ndarray, "H W"] | None = None
     label: int | None = None
-    figures: np.ndarray | None = None
+    figures: Float64[np.ndarray, "10"] | None = None
     group: str = ""
 
 

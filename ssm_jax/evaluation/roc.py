@@ -1,28 +1,30 @@
 """Area under the ROC curve of every image class: the chance that a slice of the class scores higher
 than one of another class."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float, Float64, Integer
+from numpy.typing import ArrayLike
 
 _CHUNK = 4_000_000  # numbers held at once, by slices and samples
 
 
-def auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+def auc(
+    scores: ArrayLike, positive: ArrayLike, weights: Integer[np.ndarray, "R N"] | None = None
+) -> Float64[np.ndarray, "R"]:
     """Area under the ROC curve; of equal scores half a pair counts (Mann-Whitney).
 
     Args:
       scores: float [N], larger where the class is more likely.
       positive: bool [N], slices of the class.
-      weights: [R, N], how often each slice is in each of R samples; None: once, in one sample.
+      weights: how often each slice is in each of R samples; None: once, in one sample.
 
     Returns:
-      float64 [R], in [0, 1]; NaN for a sample without slices of the class, or of nothing else.
+      An area for each sample, in [0, 1]; NaN without slices of the class, or with no others.
     """
     scores, positive = np.asarray(scores), np.asarray(positive, bool)
-    weights = np.ones((1, len(scores)), int) if weights is None else np.asarray(weights)
+    weights = np.ones((1, len(scores)), int) if weights is None else weights
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)  # of equal scores
     areas = np.full(len(weights), np.nan)
@@ -47,21 +49,21 @@ def names_of(classes: Sequence[str]) -> list[str]:
 
 
 def class_aucs(
-    probabilities: np.ndarray,
-    labels: np.ndarray,
+    probabilities: Float[np.ndarray, "N K"],
+    labels: Integer[np.ndarray, "N"],
     classes: Sequence[str],
-    weights: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
+    weights: Integer[np.ndarray, "R N"] | None = None,
+) -> dict[str, Float64[np.ndarray, "R"]]:
     """Each class against all others; of two classes the second alone, since both have the same.
 
     Args:
-      probabilities: float [N, K].
-      labels: int [N], true classes.
+      probabilities: of the classes.
+      labels: true classes.
       classes: K names, as they appear in the metric names.
       weights: as for `auc`.
 
     Returns:
-      "auc_<name>" -> float64 [R].
+      "auc_<name>" -> an area for each sample.
     """
     first = len(classes) - len(names_of(classes))
     return {

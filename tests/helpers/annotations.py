@@ -9,7 +9,16 @@ import sys
 from jaxtyping import install_import_hook
 
 TRAINING = ("losses", "state", "steps", "targets")
-PACKAGES = ("ssm_jax.ops", "ssm_jax.models", *(f"ssm_jax.training.{name}" for name in TRAINING))
+EVALUATION = (
+    *("bootstrap", "calibration", "classification", "coco", "coco_resampling", "infection"),
+    *("intervals", "patients", "per_image_ap", "roc"),
+)
+PACKAGES = (
+    "ssm_jax.ops",
+    "ssm_jax.models",
+    *(f"ssm_jax.training.{name}" for name in TRAINING),
+    *(f"ssm_jax.evaluation.{name}" for name in EVALUATION),
+)
 
 
 def check():
