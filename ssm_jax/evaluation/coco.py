@@ -65,7 +65,7 @@ class CocoRecorder:
         return image_id
 
     def add_truth(
-        self, image_id: int, masks: Sequence[rle_lib.Rle], boxes: ArrayLike, labels: Iterable[int]
+        self, image_id: int, masks: Sequence[rle_lib.Rle], boxes: ArrayLike, labels: Iterable
     ) -> None:
         """Adds ground-truth objects; their area is that of the mask.
 
@@ -94,8 +94,8 @@ class CocoRecorder:
         image_id: int,
         masks: Sequence[rle_lib.Rle] | None,
         boxes: ArrayLike,
-        scores: Sequence[float] | np.ndarray,
-        labels: Iterable[int],
+        scores: Sequence | np.ndarray,
+        labels: Iterable,
     ) -> None:
         """Adds predictions of an image.
 
