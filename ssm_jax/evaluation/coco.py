@@ -10,9 +10,6 @@ small, medium and large classes; a list of one kind gives the same figures here 
 `COCO.loadRes`.
 """
 
-import json
-import os
-import pathlib
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -211,34 +208,6 @@ def run(truth: Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: st
     evaluator.accumulate()
     evaluator.summarize()
     return evaluator
-
-
-def load_results(path: str | os.PathLike, kind: str) -> list[dict[str, Any]]:
-    """Reads a COCO results file.
-
-    Args:
-      path: a JSON file.
-      kind: "segm" or "bbox".
-
-    Returns:
-      One dict a prediction: "image_id", "category_id", "score" and the field of the kind,
-      "segmentation" (run lengths) or "bbox" ([x, y, width, height]); other fields are dropped.
-
-    Raises:
-      ValueError: the file is not JSON, not a list, or a prediction lacks a field.
-    """
-    names = ("image_id", "category_id", "score", _field(kind))
-    try:
-        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(content, list):
-        raise ValueError(f"{path}: COCO results must be a list, not {type(content).__name__}")
-    for index, entry in enumerate(content):
-        missing = [name for name in names if not isinstance(entry, dict) or name not in entry]
-        if missing:
-            raise ValueError(f"{path}: prediction {index} lacks {missing}")
-    return [{name: entry[name] for name in names} for entry in content]
 
 
 def _field(kind: str) -> str:

@@ -16,14 +16,14 @@ from numpy.typing import ArrayLike
 IOU_THRESHOLDS = tuple(percent / 100 for percent in range(50, 100, 5))
 
 
-def average_precision(
+def average_precisions(
     iou: ArrayLike,
     scores: ArrayLike,
     labels: ArrayLike,
     truth_labels: ArrayLike,
-    threshold: float,
-) -> float:
-    """Average precision of one image at one IoU threshold (reference implementation).
+    thresholds: Sequence[float] = IOU_THRESHOLDS,
+) -> Float64[np.ndarray, "{len(thresholds)}"]:
+    """Average precision of one image at several IoU thresholds (reference implementation).
 
     Predictions are ranked by decreasing score (ties: lower index first). Each ground-truth object
     in turn takes the prediction with the highest IoU above the threshold among those of its class
@@ -36,25 +36,14 @@ def average_precision(
       scores: float [P].
       labels: int [P], predicted classes.
       truth_labels: int [G].
-      threshold: an IoU must be strictly greater to match.
+      thresholds: an IoU must be strictly greater to match.
 
     Returns:
-      A number in [0, 1]. 1 with neither predictions nor objects, 0 with only one of the two.
+      Numbers in [0, 1]. 1 with neither predictions nor objects, 0 with only one of the two.
 
     Raises:
       ValueError: shapes that do not fit together.
     """
-    return float(average_precisions(iou, scores, labels, truth_labels, (threshold,))[0])
-
-
-def average_precisions(
-    iou: ArrayLike,
-    scores: ArrayLike,
-    labels: ArrayLike,
-    truth_labels: ArrayLike,
-    thresholds: Sequence[float] = IOU_THRESHOLDS,
-) -> Float64[np.ndarray, "{len(thresholds)}"]:
-    """`average_precision` of one image at several thresholds."""
     iou, scores = np.asarray(iou, np.float64), np.asarray(scores, np.float64)
     labels, truth_labels = np.asarray(labels), np.asarray(truth_labels)
     _check_shapes(iou, scores, labels, truth_labels)

@@ -14,6 +14,8 @@ from tests.helpers.programs import run
 from tests.helpers.shared import REFERENCE, needs_reference
 from tests.helpers.tiny import get_config, random_variables
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def entries_of(folder):
     return json.loads((folder / "predictions.json").read_text())["slices"]

@@ -18,6 +18,8 @@ from tests.helpers.tiny import get_config, random_variables
 from tests.helpers.torch_files import Call, Name, pickled, storage, tensor, write_zip
 from tests.test_classes import OWN
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def failed_in_one_line(done, *parts):
     """Asserts that a program ended with one line that holds all parts."""

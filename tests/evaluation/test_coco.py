@@ -64,9 +64,6 @@ def test_equals_pycocotools_on_the_written_files(tmp_path, seed, kind):
     expected = {k: v if v >= 0 else np.nan for k, v in zip(coco.FIGURES, direct.stats, strict=True)}
     np.testing.assert_equal(figures, expected)
     assert 0.05 < figures["AP50"] < 0.999
-    loaded = coco.load_results(tmp_path / "deep" / "results.json", kind)
-    assert loaded == recorder.results(kind)
-    np.testing.assert_equal(coco.evaluate(recorder.truth, loaded, kind), figures)
 
 
 def test_hand_computed():
@@ -149,7 +146,7 @@ def test_prints_nothing_and_leaves_stdout_and_pycocotools_alone(capsys, monkeypa
     assert "creating index" in capsys.readouterr().out
 
 
-def test_bad_input_is_refused(tmp_path):
+def test_bad_input_is_refused():
     recorder = random_recorder(0)
     with pytest.raises(ValueError, match="choose from"):
         recorder.evaluate("keypoints")
@@ -160,13 +157,3 @@ def test_bad_input_is_refused(tmp_path):
     with pytest.raises(ValueError, match="without a mask"):
         recorder.evaluate("segm")
     assert recorder.evaluate("bbox")["AP"] > 0
-    path = tmp_path / "results.json"
-    for text, message in (
-        ("{", "not a JSON file"),
-        ("{}", "must be a list"),
-        ('[{"image_id": 1, "category_id": 1, "bbox": []}]', r"prediction 0 lacks \['score'\]"),
-    ):
-        path.write_text(text)
-        with pytest.raises(ValueError, match=message) as error:
-            coco.load_results(path, "bbox")
-        assert "results.json" in str(error.value)

@@ -97,6 +97,12 @@ def test_equals_the_oracle_on_200_random_images():
     assert len(empties) == 4  # with and without predictions, with and without objects
 
 
+def average_precision(*case, threshold):
+    """At one threshold."""
+    (figure,) = per_image_ap.average_precisions(*case, (threshold,))
+    return figure
+
+
 @st.composite
 def matrices(draw):
     predicted, objects = draw(st.integers(0, 6)), draw(st.integers(0, 5))
@@ -116,7 +122,7 @@ def test_equals_the_oracle_on_any_iou_matrix(case, percent):
     twentieths, scores, labels, truth_labels = case
     exact = [[Fraction(n, 20) for n in row] for row in twentieths]
     iou = np.array(twentieths, float).reshape(len(scores), len(truth_labels)) / 20
-    actual = per_image_ap.average_precision(iou, scores, labels, truth_labels, percent / 100)
+    actual = average_precision(iou, scores, labels, truth_labels, threshold=percent / 100)
     expected = oracle_ap(exact, scores, labels, truth_labels, Fraction(percent, 100))
     assert actual == pytest.approx(float(expected), abs=1e-12)
     assert 0 <= actual <= 1
@@ -133,15 +139,15 @@ def test_hand_computed():
 
 
 def test_a_prediction_taken_twice_counts_once():
-    assert per_image_ap.average_precision([[0.6, 0.7]], [1.0], [1], [1, 1], 0.5) == 0.5
+    assert average_precision([[0.6, 0.7]], [1.0], [1], [1, 1], threshold=0.5) == 0.5
 
 
 def test_an_object_takes_the_best_overlap_not_the_best_score():
     # The first-ranked prediction overlaps enough, but the second overlaps more.
     iou = [[0.6], [0.9]]
-    assert per_image_ap.average_precision(iou, [0.9, 0.8], [1, 1], [1], 0.5) == 0.5
+    assert average_precision(iou, [0.9, 0.8], [1, 1], [1], threshold=0.5) == 0.5
     # Of another class, the second does not count.
-    assert per_image_ap.average_precision(iou, [0.9, 0.8], [1, 2], [1], 0.5) == 1.0
+    assert average_precision(iou, [0.9, 0.8], [1, 2], [1], threshold=0.5) == 1.0
 
 
 @pytest.mark.parametrize(("predicted", "objects", "value"), [(0, 0, 1), (2, 0, 0), (0, 2, 0)])

@@ -35,6 +35,8 @@ THRESHOLDS = (0.3, 0.4)
 DRIVER = """
 import runpy, sys
 import numpy as np
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 for name in ("ssm_jax", "flax"):
     sys.modules[name] = None
 script, target, *sys.argv[1:] = sys.argv[1:]

@@ -17,6 +17,8 @@ from ssm_jax.training.loop import train
 from ssm_jax.training.state import state_from_variables
 from tests.helpers import tiny
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 
 def model_of(config):
     return ModelConfig.from_mapping(config.model.to_dict())
