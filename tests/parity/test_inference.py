@@ -54,9 +54,13 @@ def config_of(recorded, variant, branches=2):
 
 
 @functools.cache
+def weights_of(config, seed):
+    return seeded.weights(reference_names.reference_shapes(config), seed)
+
+
+@functools.cache
 def variables_of(config, seed):
-    shapes = reference_names.reference_shapes(config)
-    return reference_names.to_variables(seeded.weights(shapes, seed), config)
+    return reference_names.to_variables(weights_of(config, seed), config)
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
@@ -95,7 +99,7 @@ def run(config, method, variables, **inputs):
 
 
 def test_the_seed_makes_the_weights_of_the_recording(config, recorded):
-    weights = seeded.weights(reference_names.reference_shapes(config), recorded["weights_seed"])
+    weights = weights_of(config, int(recorded["weights_seed"]))
     total = sum(np.abs(array, dtype=np.float64).sum() for array in weights.values())
     np.testing.assert_allclose(total, recorded["weights_sum"], rtol=1e-12)
 
@@ -233,6 +237,7 @@ def test_a_slice_is_resized_padded_and_predicted_in_its_own_pixels():
     assert_same_masks(ours.masks, recorded)
 
 
+@pytest.mark.slow  # with a small model in tests/test_predictor.py
 def test_a_slice_gives_in_a_batch_what_it_gives_alone():
     recorded = recording("forward_r18_3")
     config = config_of(recorded, "r18_3")
@@ -254,11 +259,11 @@ def test_a_slice_gives_in_a_batch_what_it_gives_alone():
 
 
 @pytest.mark.parametrize("branches", [1, 2])
-def test_state_dict_round_trip_is_exact(config, branches):
+def test_state_dict_round_trip_is_exact(config, recorded, branches):
     config = dataclasses.replace(config, branches=branches)
-    weights = seeded.weights(reference_names.reference_shapes(config), seed=7)
-    variables = reference_names.to_variables(weights, config)
-    back = reference_names.from_variables(variables, config)
+    seed = int(recorded["weights_seed"])
+    weights = weights_of(config, seed)
+    back = reference_names.from_variables(variables_of(config, seed), config)
     assert set(back) == set(weights)
     for name, array in back.items():
         assert array.dtype == weights[name].dtype
@@ -267,7 +272,7 @@ def test_state_dict_round_trip_is_exact(config, branches):
 
 def test_wrong_weights_are_refused_with_a_list():
     config = ModelConfig()
-    weights = seeded.weights(reference_names.reference_shapes(config), seed=7)
+    weights = dict(weights_of(config, 7))
     with pytest.raises(ValueError, match=r"missing: backbone.body.layer3|unknown: backbone"):
         reference_names.to_variables(weights, ModelConfig(blocks=2))
     name = "rpn.head.conv.bias"
