@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
+from ssm_jax.evaluation import classification, roc
 from ssm_jax.models.fpn import FPN
 from ssm_jax.ops import anchors, boxes
 from tests.helpers.programs import ROOT
@@ -23,6 +24,8 @@ from tests.helpers.programs import ROOT
         lambda: jax.jit(boxes.pairwise_iou)(np.zeros((3, 4)), np.zeros(4)),
         lambda: anchors.grid_anchors(np.zeros((3, 4)), (2, 2), 16),  # float64
         lambda: FPN().init(jax.random.key(0), jnp.zeros((8, 8, 3))),  # no axis of images
+        lambda: roc.class_aucs(np.zeros((3, 2)), np.zeros(4, int), ("a", "b")),  # a label too many
+        lambda: classification.accuracy(np.zeros((3, 2), int)),  # not as many columns as rows
     ],
 )
 def test_wrong_shapes_and_types_fail(call):

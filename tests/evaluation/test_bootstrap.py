@@ -128,7 +128,7 @@ def test_intervals_of_a_mean_cover_it_as_often_as_they_say():
         units = np.repeat(np.arange(60), sizes)
         values = np.repeat(rng.random(60) < 0.6, sizes).astype(float)[:, None]
         for name, numbers in (("patients", units), ("slices", np.arange(len(units)))):
-            drawn = bootstrap.draw(numbers.max() + 1, samples=400, seed=seed)
+            drawn = bootstrap.draw(int(numbers.max()) + 1, samples=400, seed=seed)
             low, high = bootstrap.interval(bootstrap.resampled_means(values, numbers, drawn)[:, 0])
             covered[name] += low <= 0.6 <= high
     # A binomial of 200 at 0.95 is above 181 and below 198 in 99% of the cases.
