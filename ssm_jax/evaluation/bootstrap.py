@@ -49,12 +49,12 @@ def interval(values: ArrayLike, level: float = LEVEL) -> tuple[float, float]:
     Returns:
       Both ends; linear between values. NaN where no sample defines the figure.
     """
-    values = np.asarray(values, np.float64)
-    values = values[~np.isnan(values)]
-    if not len(values):
+    figures = np.asarray(values, np.float64)
+    figures = figures[~np.isnan(figures)]
+    if not len(figures):
         return float("nan"), float("nan")
     tail = (1 - level) / 2
-    low, high = np.quantile(values, [tail, 1 - tail])
+    low, high = np.quantile(figures, [tail, 1 - tail])
     return float(low), float(high)
 
 
