@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Float64, Int64
 
 from ssm_jax.data.patients import clusters, segmentation_patient
 from ssm_jax.evaluation import infection, per_image_ap
@@ -87,7 +88,7 @@ def choose_threshold(
 
 def at_thresholds(
     example: SegmentationExample, prediction: Prediction
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Int64[np.ndarray, "T 3"], Float64[np.ndarray, "T"]]:
     """Figures of one slice with the detections above each threshold of `GRID`.
 
     Args:
@@ -95,7 +96,7 @@ def at_thresholds(
       prediction: with masks, and scores down to the first threshold.
 
     Returns:
-      int64 [T, 3], see `infection.cumulative_counts`, and float64 [T], AP at IoU 0.5.
+      What `infection.cumulative_counts` gives, and AP at IoU 0.5, at each threshold.
     """
     masks = prediction.masks or []
     counts = infection.cumulative_counts(masks, rle_lib.encode(example.lesion))
@@ -104,9 +105,9 @@ def at_thresholds(
     # Scores are float32, as thresholds are where detections are made.
     above = (prediction.scores[:, None] > np.array(GRID, np.float32)).sum(axis=0)
     ap50 = {
-        k: per_image_ap.average_precision(
-            iou[:k], prediction.scores[:k], prediction.labels[:k], example.labels, 0.5
-        )
+        k: per_image_ap.average_precisions(
+            iou[:k], prediction.scores[:k], prediction.labels[:k], example.labels, (0.5,)
+        )[0]
         for k in set(above.tolist())
     }
     return counts[above], np.array([ap50[k] for k in above.tolist()])

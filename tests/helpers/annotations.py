@@ -11,7 +11,7 @@ from jaxtyping import install_import_hook
 TRAINING = ("losses", "state", "steps", "targets")
 EVALUATION = (
     *("bootstrap", "calibration", "classification", "coco", "coco_resampling", "infection"),
-    *("intervals", "patients", "per_image_ap", "roc"),
+    *("intervals", "per_image_ap", "roc"),
 )
 PACKAGES = (
     "ssm_jax.ops",
