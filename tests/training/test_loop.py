@@ -21,7 +21,7 @@ from ssm_jax.training.evaluate import reestimated_batch_stats
 from ssm_jax.training.loop import train
 from ssm_jax.training.metrics import read_lines
 from ssm_jax.training.run_checkpoints import RunCheckpoints
-from ssm_jax.training.state import TrainState, create_state
+from ssm_jax.training.state import create_state
 from tests.helpers import programs
 from tests.helpers.tiny import get_config
 
