@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
@@ -14,7 +13,8 @@ from ssm_jax import sharding
 from ssm_jax.predictor import Prediction, Predictor
 from ssm_jax.scans.body import body_mask
 from ssm_jax.scans.masks import label_map
-from ssm_jax.scans.options import ScanError, guarded, medical_library
+from ssm_jax.scans.options import ScanError, guarded
+from ssm_jax.scans.placed import PlacedVolume
 from ssm_jax.scans.result import ScanResult, SliceResult
 from ssm_jax.scans.source import Scan, Slice
 from ssm_jax.scans.summary import summarize, thicknesses
@@ -25,48 +25,21 @@ _IN_BODY = 0.9  # share of the lesions' volume below which there is a warning
 Shown = Callable[[int, np.ndarray, Prediction], None]
 
 
-@dataclasses.dataclass(frozen=True)
-class LungMask:
-    """A lung mask in patient coordinates.
-
-    Attributes:
-      voxels: [X, Y, Z] bool.
-      to_voxel: [4, 4] from RAS millimeters to voxel indices.
-    """
-
-    voxels: np.ndarray
-    to_voxel: np.ndarray
+class LungMask(PlacedVolume):
+    """A lung mask in patient coordinates; its voxels are bool."""
 
     @classmethod
-    def load(cls, path: str) -> LungMask:
+    def load(cls, path: str, what: str = "the lung mask") -> LungMask:
         """Reads a NIfTI volume whose voxels other than 0 are lung.
 
         Raises:
           ScanError: nibabel is missing, or this is no such volume.
         """
-        nibabel = medical_library("nibabel")
-        with guarded(f"the lung mask {path} cannot be read"):
-            image = nibabel.load(path)
-            voxels = np.asanyarray(image.dataobj) != 0
-            to_voxel = np.linalg.inv(image.affine)
-        if not np.isfinite(to_voxel).all():
-            raise ScanError(f"the lung mask {path} does not tell where it lies")
+        volume = super().load(path, what)
+        voxels = volume.voxels != 0
         if voxels.ndim != 3 or not voxels.any():
-            raise ScanError(f"the lung mask {path} must be one volume, with voxels other than 0")
-        return cls(voxels, to_voxel)
-
-    def of_slice(self, slice_: Slice, height: int, width: int) -> np.ndarray:
-        """bool [height, width] of a slice as shown: the nearest voxel of each pixel."""
-        matrix = self.to_voxel @ slice_.affine
-        rows, columns = np.arange(height)[:, None], np.arange(width)[None]
-        inside = np.ones((height, width), bool)
-        indices = []
-        for axis, length in enumerate(self.voxels.shape):
-            place = matrix[axis, 0] * columns + matrix[axis, 1] * rows + matrix[axis, 3]
-            index = np.rint(place).astype(int)
-            inside &= (index >= 0) & (index < length)
-            indices.append(np.clip(index, 0, length - 1))
-        return self.voxels[tuple(indices)] & inside
+            raise ScanError(f"{what} {path} must be one volume, with voxels other than 0")
+        return cls(voxels, volume.to_voxel)
 
 
 def predict_scan(
