@@ -1,4 +1,4 @@
-"""Checks a published data set and makes a folder of it that `ssm-jax train` takes.
+"""Checks a data set and makes a folder of it that `ssm-jax train` takes.
 
 Everything is checked before anything is written, and all that is found is listed, ten of a kind on
 the terminal and all in DATA_DIR/<name>.report.json. With an error nothing is prepared. The prepared
@@ -6,7 +6,24 @@ folder DATA_DIR/<name> has links to the downloaded files where the disk allows i
 no space. Run twice, the program does nothing; ended half-way, it goes on checking where it was, and
 never leaves half a folder.
 
-Data sets:
+Sets of your own, with any classes:
+
+  coco: pictures and COCO files with outlines (polygons or run lengths) of objects: a single one, or
+    one a split, found by names such as instances_val.json, or named by the list flags. Image
+    classes are "label" of its images, or those of a table, --labels.
+  nnunet: a raw data set of nnU-Net (dataset.json, imagesTr, labelsTr), of volumes or pictures. A
+    case is a patient.
+  volumes: images/<case> and labels/<case>, NIfTI volumes or DICOM series with NIfTI labels or DICOM
+    segmentations; or a table with the columns image and label, --labels.
+  csv: pictures and a table with the columns file and label, and perhaps patient and split.
+  class_folders: <split>/<class>/<picture>, or <class>/<picture>.
+
+Slices of volumes are what `ssm-jax predict` makes of them with the same --window, --values and
+--rescale. The prepared folder has classes.json, which names the classes for the run, and
+sources.csv, which says where every picture comes from. The report and the terminal suggest sizes of
+anchors for the objects that were seen.
+
+Published sets:
 
   cncb_seg: CNCB-NCOV lesion segmentation, image/<scan>/<n>.jpg with mask/<scan>/<n>.png, or
     flattened (imgs/<scan>_<n>.jpg, masks/<scan>_<n>.png). Lists: <scan>_<n>.jpg a line.
@@ -24,6 +41,8 @@ Examples:
     ssm-jax prepare-data --dataset=covidx_ct --source=COVIDx-CT --data_dir=DATA
     ssm-jax prepare-data --dataset=ct_classes --source=COVIDx-CT --data_dir=DATA \\
         --train_list=train_split_classification.txt --test_list=COVIDx-CT/test_COVIDx_CT-1.txt
+    ssm-jax prepare-data --dataset=coco --source=nuts --labels=nuts/kinds.csv --data_dir=DATA
+    ssm-jax prepare-data --dataset=nnunet --source=Dataset042_Lung --lesion=tumor --data_dir=DATA
     ssm-jax train --config=scratch_r18 \\
         --config.data.seg_dir=DATA/cncb_seg --config.data.cls_dir=DATA/ct_classes
 
@@ -42,6 +61,8 @@ import sys
 from ssm_jax.classes import PAPER
 from ssm_jax.data import findings
 from ssm_jax.data.published import covid_classes, prepare
+from ssm_jax.prepare.options import ReadOptions
+from ssm_jax.scans.options import InputOptions
 
 __doc__ += findings.describe_kinds()  # the end of --help
 
@@ -51,13 +72,17 @@ class Flags:
     """Flags of `prepare-data`.
 
     Attributes:
-      train_list: List of the slices of the train split.
-      val_list: List of the slices of the val split.
-      test_list: List of the slices of the test split.
+      train_list: List of the slices of the train split; of coco its COCO file.
+      val_list: List of the slices of the val split; of coco its COCO file.
+      test_list: List of the slices of the test split; of coco its COCO file.
       class_order: Classes 0, 1, 2 of COVIDx-CT lines, with commas.
       allow_patient_overlap: Prepare even if patients are in more than one split.
       allow_split_duplicates: Prepare even if pictures are in more than one split.
+      window: CT window of volumes, Hounsfield units: center and width. With --values=hu also that
+        of pictures of more than 8 bits.
       options: How a data set is prepared.
+      own: Sets of your own.
+      reading: How volumes and pictures of more than 8 bits are read.
     """
 
     train_list: pathlib.Path | None = None
@@ -66,7 +91,12 @@ class Flags:
     class_order: str = ",".join(PAPER.names)
     allow_patient_overlap: bool = False
     allow_split_duplicates: bool = False
+    window: tuple[float, float] = (InputOptions.window_center, InputOptions.window_width)
     options: prepare.Options = dataclasses.field(metadata={"omit": ("lists", "order", "tolerated")})
+    own: ReadOptions
+    reading: InputOptions = dataclasses.field(
+        metadata={"omit": ("window_center", "window_width", "identity")}
+    )
 
     def all_options(self) -> prepare.Options:
         """The options with the lists, the order of classes and the kinds that are tolerated.
@@ -97,29 +127,57 @@ def describe(report: dict) -> list[str]:
       report: see `prepare.Result`.
     """
     lines = [f"{report['dataset']} in {report['source']}"]
-    for split, counts in report["splits"].items():
-        parts = [f"{counts['slices']} slices"]
-        if "patients" in counts:
-            parts.append(f"{counts['patients']} patients")
-        if "classes" in counts:
-            parts.append(", ".join(f"{n} {name}" for name, n in counts["classes"].items()))
-        else:
-            parts.append(f"{counts['with_lesions']} with lesions")
-            values = ", ".join(f"{v} in {n}" for v, n in counts["mask_values"].items())
-            parts.append(f"mask values {values} masks")
-        sizes = list(counts["sizes"].items())
-        shown = ", ".join(f"{size} ({n})" for size, n in sizes[:3])
-        parts.append(f"sizes {shown}" + (f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""))
-        lines.append(f"  {split}: " + "; ".join(parts))
+    lines += [f"  {name}: {text}" for name, text in report.get("facts", {}).items()]
+    parts = report.get("parts") or {"": report["splits"]}
+    for part, splits in parts.items():
+        title = {"seg": "pictures with objects, ", "cls": "pictures with a class, "}.get(part, "")
+        lines += [f"  {title}{split}: {_contents(counts)}" for split, counts in splits.items()]
     if not report["patients_known"]:
-        lines.append("  whose slices they are is not published: splits may share patients")
+        known = "is not known" if "parts" in report else "is not published"
+        lines.append(f"  whose slices they are {known}: splits may share patients")
+    if report.get("anchors"):
+        lines.append(_anchors(report["anchors"]))
     return lines
+
+
+def _contents(counts: dict) -> str:
+    """The contents of a split."""
+    parts = [f"{counts['slices']} slices"]
+    if "patients" in counts:
+        parts.append(f"{counts['patients']} patients")
+    if "classes" in counts:
+        parts.append(", ".join(f"{n} {name}" for name, n in counts["classes"].items()))
+    else:
+        parts.append(f"{counts['with_lesions']} with lesions")
+        values = ", ".join(f"{v} in {n}" for v, n in counts["mask_values"].items())
+        parts.append(f"mask values {values} masks")
+    sizes = list(counts["sizes"].items())
+    shown = ", ".join(f"{size} ({n})" for size, n in sizes[:3])
+    parts.append(f"sizes {shown}" + (f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""))
+    return "; ".join(parts)
+
+
+def _anchors(found: dict) -> str:
+    """How many objects have an anchor, and the flags for better ones."""
+    old, new = (",".join(f"{size:g}" for size in found[k]) for k in ("sizes", "suggested"))
+    return (
+        f"  anchors: at {found['image_size']} pixels {found['share']:.0%} of {found['count']} "
+        f"objects have one at an IoU of 0.5 or more with the sizes {old}, and "
+        f"{found['suggested_share']:.0%} with --config.model.anchor_sizes={new}"
+    )
 
 
 def main(flags: Flags) -> None:
     """The program."""
     options = flags.all_options()
-    result = prepare.prepare(options)
+    if options.dataset in prepare.DATASETS:
+        result = prepare.prepare(options)
+    else:
+        from ssm_jax.prepare import prepare as own_sets
+
+        center, width = flags.window
+        reading = dataclasses.replace(flags.reading, window_center=center, window_width=width)
+        result = own_sets.prepare(options, flags.own, reading)
     print("\n".join(describe(result.report)))
     for title in ("warnings", "errors"):
         if result.report[title]:
@@ -131,5 +189,14 @@ def main(flags: Flags) -> None:
     if result.done_before:
         print(f"{result.tree} was prepared before from the same files: nothing to do")
     if not options.check_only:
-        part = "seg" if options.dataset == "cncb_seg" else "cls"
-        print(f"for ssm-jax train: --config.data.{part}_dir={shlex.quote(str(result.tree))}")
+        print("for ssm-jax train:", *train_flags(result))
+
+
+def train_flags(result: prepare.Result) -> list[str]:
+    """Flags of `ssm-jax train` for a prepared folder."""
+    report, tree = result.report, shlex.quote(str(result.tree))
+    parts = report.get("parts") or {"seg" if report["dataset"] == "cncb_seg" else "cls": {}}
+    given = [f"--config.data.{part}_dir={tree}" for part in parts]
+    if "parts" in report and all("test" not in splits for splits in parts.values()):
+        given.append("--config.data.test_split=val")
+    return given

@@ -21,7 +21,14 @@ from ssm_jax.classes import PAPER_DATA
 from ssm_jax.data import folders, images
 from ssm_jax.data.errors import DataError
 from ssm_jax.data.findings import Findings
-from ssm_jax.data.inspection import Inspected, Inspector, Slice, check_files, file_stamp
+from ssm_jax.data.inspection import (
+    NUMBERS,
+    Inspected,
+    Inspector,
+    Slice,
+    check_files,
+    file_stamp,
+)
 from ssm_jax.data.objects import PAPER_GROUPS, Values, area_field
 from ssm_jax.data.patients import PATIENT_OF
 from ssm_jax.data.splits import split_by_patient
@@ -34,13 +41,14 @@ _CLASS_FILE = re.compile(r"(?P<number>\d+)_[^_]+_[^_]+_[^_]+")
 
 
 def features(
-    part: str, channels: int, labels: int, groups: Sequence[Values]
+    part: str, channels: int, labels: int, groups: Sequence[Values], numbered: bool = False
 ) -> tfds.features.FeaturesDict:
     """Features of a segmentation ("seg") or classification ("cls") set.
 
     file: name; image: [H, W, channels] uint8; height, width, channels; and label below `labels`, or
     mask [H, W, 1] uint8 with `objects.area_field` int32 [n] of every group of mask values: pixels
-    of every component of these values.
+    of every component of these values. Where objects are `numbered`, numbers [H, W, 1] uint16 has
+    the number of each pixel's object, and areas are those of the objects.
     """
     common = {
         "file": tfds.features.Text(),
@@ -55,6 +63,10 @@ def features(
         areas = tfds.features.Tensor(shape=(None,), dtype=np.int32)
         mask = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
         own = {"mask": mask} | dict.fromkeys(map(area_field, groups), areas)
+        if numbered:
+            own["numbers"] = tfds.features.Image(
+                shape=(None, None, 1), dtype=np.uint16, encoding_format="png"
+            )
     return tfds.features.FeaturesDict(common | own)
 
 
@@ -99,6 +111,11 @@ class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
         return PAPER_GROUPS
 
     @property
+    def numbered(self) -> bool:
+        """Whether objects have numbers of their own, beside masks."""
+        return False
+
+    @property
     def index_fields(self) -> tuple[str, ...]:
         """Fields of the index."""
         own = ("label",) if self.part == "cls" else map(area_field, self.groups)
@@ -125,7 +142,11 @@ class IndexedBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):  # ty
             builder=self,
             description=type(self).__doc__,
             features=features(
-                self.part, self.channels, max(self.classes.numbers, default=0) + 1, self.groups
+                self.part,
+                self.channels,
+                max(self.classes.numbers, default=0) + 1,
+                self.groups,
+                self.numbered,
             ),
             disable_shuffling=True,
             metadata=tfds.core.MetadataDict(),
@@ -164,6 +185,7 @@ class FolderConfig(tfds.core.BuilderConfig):
       dev_seed: of the choice of these patients.
       classes: all that slices and masks can be of.
       groups: mask values that make objects together.
+      numbered: whether objects have numbers of their own, beside masks.
     """
 
     root: str = ""
@@ -173,6 +195,7 @@ class FolderConfig(tfds.core.BuilderConfig):
     dev_seed: int = 0
     classes: ClassSet = PAPER_DATA
     groups: tuple[Values, ...] = PAPER_GROUPS
+    numbered: bool = False
 
 
 class FolderBuilder(IndexedBuilder):
@@ -216,6 +239,9 @@ class FolderBuilder(IndexedBuilder):
         pictures, *_ = cls.subfolders or ("",)
         listed = [folders.list_images(top / split / pictures) for split in splits]
         holding = [top / split / name for split in splits for name in cls.subfolders or ("",)]
+        numbers = [top / split / NUMBERS for split in splits]
+        numbered = cls.part == "seg" and any(folder.is_dir() for folder in numbers)
+        holding += numbers if numbered else []
         # The paper's lesion classes are all in one preparation, as they always were.
         usual = PAPER_GROUPS if classes.lesion == PAPER_DATA.lesion else ()
         own = (lesion.values for lesion in (*classes.lesion, *lesions))
@@ -232,6 +258,7 @@ class FolderBuilder(IndexedBuilder):
             dev_seed=dev_seed,
             classes=classes,
             groups=groups,
+            numbered=numbered,
         )
 
     @property
@@ -283,6 +310,11 @@ class FolderBuilder(IndexedBuilder):
         return self.builder_config.groups
 
     @property
+    def numbered(self) -> bool:
+        """Whether there are folders with the numbers of objects."""
+        return self.builder_config.numbered
+
+    @property
     def channels(self) -> int:
         """Channels of the slices, 1 or 3: those of the first training slice."""
         return self.builder_config.channels
@@ -303,7 +335,7 @@ class FolderBuilder(IndexedBuilder):
     def estimated_bytes(self):
         """Those of the files, most of which are kept as they are."""
         items = [found.item for part in self._found.values() for found in part]
-        paths = [path for item in items for path in (item.path, item.mask) if path is not None]
+        paths = [path for item in items for path in (item.path, item.mask, item.numbers) if path]
         return sum(file_stamp(path)[0] for path in paths)
 
     @staticmethod
@@ -334,10 +366,11 @@ class FolderBuilder(IndexedBuilder):
 
 
 class CtLesionSeg(FolderBuilder):
-    """CT slices with lesion masks, from <root>/<split>/{imgs,masks}.
+    """CT slices with lesion masks, from <root>/<split>/{imgs,masks}, and perhaps instances.
 
     Slices are PNG or JPEG files in 8 bits, masks PNG files of the same name with the values of the
-    set's classes.
+    set's classes. PNG files of the same name in instances, of 8 or 16 bits, have the number of the
+    object of each pixel, 0 outside; without that folder objects are components of the mask.
     """
 
     part = "seg"
@@ -345,24 +378,38 @@ class CtLesionSeg(FolderBuilder):
 
     @staticmethod
     def slices_of(folder, findings):
-        """Slices of imgs with the masks of the same name."""
+        """Slices of imgs with the masks, and the numbers of objects, of the same name."""
         masks = folder / "masks"
         if not masks.is_dir():
             raise DataError(f"there is no folder {masks}; masks go beside imgs, as PNG files")
+        numbered = any((split / NUMBERS).is_dir() for split in folder.parent.iterdir())
         slices = []
         for path in folders.list_images(folder / "imgs"):
-            mask = masks / f"{path.stem}.png"
-            item = Slice(folder.name, path.name, path.name, path, mask if mask.is_file() else None)
+            mask, numbers = (folder / kind / f"{path.stem}.png" for kind in ("masks", NUMBERS))
+            item = Slice(
+                folder.name,
+                path.name,
+                path.name,
+                path,
+                mask if mask.is_file() else None,
+                numbers=numbers if numbers.is_file() else None,
+            )
             if item.mask is None:
                 findings.add("missing_mask", item.where)
+            elif numbered and item.numbers is None:
+                findings.add("missing_numbers", item.where)
             slices.append(item)
         return slices
 
     def truth(self, found):
-        """The mask, and the areas of its components."""
+        """The mask, the areas of its objects, and their numbers where they have some."""
         mask = images.read_mask(found.item.mask.read_bytes()).astype(np.uint8)
         areas = {name: found.mask[name] for name in map(area_field, self.groups)}
-        return {"mask": images.encode(mask, level=6), **areas}
+        own = {"mask": images.encode(mask, level=6), **areas}
+        if self.numbered:
+            numbers = images.read_numbers(found.item.numbers.read_bytes(), mask)
+            own["numbers"] = images.encode(numbers.astype(np.uint16), level=6)
+        return own
 
 
 class CtClasses(FolderBuilder):

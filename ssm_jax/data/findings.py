@@ -55,6 +55,10 @@ KINDS = {
     "missing_mask": _error(
         "slice without a mask of its name (add the mask as a PNG file, or remove the slice)"
     ),
+    "missing_numbers": _error(
+        "slice without a file in instances, which others have (add the numbers of its objects as a "
+        "PNG file, or remove the folders instances: objects are connected components then)"
+    ),
     "ambiguous": _error(
         "name that several files of the source folder have (point --source at one of them)"
     ),
@@ -63,6 +67,48 @@ KINDS = {
     "unreadable_mask": _error("mask not readable as one integer channel (replace it)"),
     "mask_size": _error("mask of another size than its slice (export both at the same size)"),
     "mask_values": _error("mask with values outside {values}"),
+    "missing_label": _error(
+        "image without labels, or labels that are not there (add them, or remove the image)"
+    ),
+    "missing_split": _error(
+        "no train split, or nothing beside it (a run needs train and test, or train and val: add "
+        "lists, or change --split)"
+    ),
+    "split_untold": _error(
+        "picture without a split beside others with one (give every picture a split, or none)"
+    ),
+    "bad_entry": _error("entry of a JSON file that makes no sense (correct or remove it)"),
+    "repeated_entry": _error(
+        "entry or file that comes twice where it may be there once (remove one of them)"
+    ),
+    "row_conflict": _error("rows or entries that contradict each other (correct one of them)"),
+    "no_outline": _error(
+        "object without an outline: a box alone teaches no mask (draw it, or remove the object)"
+    ),
+    "no_patient": _error(
+        "name in which --patient finds nobody (correct the expression or the name)"
+    ),
+    "picture_size": _error(
+        "picture of another size than the data say (use the picture that was annotated)"
+    ),
+    "unreadable_volume": _error("volume that cannot be read as one scan (replace or remove it)"),
+    "unreadable_labels": _error(
+        "labels that cannot be used (correct them as it says, or remove the image)"
+    ),
+    "mixed_depth": _error(
+        "pictures of more than 8 bits that would not be shown alike, by the values they have (say "
+        "what is black and white with --values=hu --window=CENTER,WIDTH; 32767.5,65535 takes 16 "
+        "bits as they are)"
+    ),
+    "unknown_label": _error("class that no --image_class names (add it, or correct the data)"),
+    "one_class": _error("image class without another one (a model tells two or more apart)"),
+    "empty_class": _error("image class without a picture (add some, or remove the class)"),
+    "empty_category": _error(
+        "category without an object (remove it from the file, or name those to take with --lesion)"
+    ),
+    "untrained_class": _error(
+        "class of which the train split has nothing (change --seed or --split, or leave it out)"
+    ),
     "patient_overlap": _error(
         "patient in more than one split (correct the lists, or --allow_patient_overlap)"
     ),
@@ -74,6 +120,15 @@ KINDS = {
     "listed_twice": _warning("slice listed more than once in a split (taken once)"),
     "size_outlier": _warning("slice of another size than most"),
     "no_lesion": _warning("slice without a lesion larger than --min_area (skipped in training)"),
+    "crowd": _warning("annotation of a crowd (left out)"),
+    "no_pixels": _warning("picture with objects of which no pixel is seen (these are left out)"),
+    "covered": _warning("picture with objects of which others cover more than half"),
+    "unjudged": _warning("slice with pixels that nobody judged, of the label ignore (left out)"),
+    "without_lesion": _warning("slice without a lesion (left out, by --lesions_only)"),
+    "not_square": _warning(
+        "volume whose pixels are not square (training sees them as stored, prediction evened out)"
+    ),
+    "volume_warning": _warning("volume with something to know of it"),
     "blank": _warning("slice of one gray value (not searched for duplicates)"),
     "unlisted": _warning("picture of the source folder that is in no list (left out)"),
 }

@@ -135,6 +135,22 @@ def read_mask(data: bytes) -> np.ndarray:
     return values
 
 
+def read_numbers(data: bytes, mask: np.ndarray) -> np.ndarray:
+    """Decodes the numbers of a mask's objects: integer [H, W], 0 outside of objects.
+
+    Args:
+      data: content of a PNG file of one channel, 8 or 16 bits.
+      mask: [H, W], of the same picture.
+
+    Raises:
+      ImageError: unreadable, or of another size than the mask.
+    """
+    numbers = read_mask(data)
+    if numbers.shape != mask.shape:
+        raise ImageError("has numbers of its objects in another size; export both alike")
+    return numbers.astype(np.int32)
+
+
 def _load(data: bytes) -> Image.Image:
     """Decodes fully: a truncated file fails here."""
     try:

@@ -22,6 +22,7 @@ from ssm_jax.data.objects import PAPER_GROUPS, Values, area_fields
 
 logger = logging.getLogger(__name__)
 
+NUMBERS = "instances"  # subfolder of a split with the numbers of objects
 _VERSION = 2  # of the facts
 _BATCH = 256  # files handed to the threads at a time
 Facts = dict[str, Any]
@@ -37,6 +38,7 @@ class Slice:
       name: its file name in the prepared set.
       path: its file.
       mask: file of its mask; None in a classification set.
+      numbers: file with the numbers of its objects; None: they are components of the mask.
       label: number of its image class; None in a segmentation set.
       patient: who it shows; None where nobody tells.
     """
@@ -48,6 +50,7 @@ class Slice:
     mask: pathlib.Path | None = None
     label: int | None = None
     patient: str | None = None
+    numbers: pathlib.Path | None = None
 
     @property
     def where(self) -> str:
@@ -95,22 +98,29 @@ def slice_facts(path: pathlib.Path, channels: int) -> Facts:
     }
 
 
-def mask_facts(path: pathlib.Path, groups: Sequence[Values] = PAPER_GROUPS) -> Facts:
+def mask_facts(
+    path: pathlib.Path,
+    groups: Sequence[Values] = PAPER_GROUPS,
+    numbers: pathlib.Path | None = None,
+) -> Facts:
     """Facts of a mask: height, width, values (ascending), `objects.area_fields`; or error.
 
     Args:
       path: a file of one integer channel.
       groups: mask values that make objects together.
+      numbers: file of the same kind and size with the number of the object of each pixel; None:
+        objects are components.
     """
     try:
         mask = images.read_mask(images.read_file(path))
+        own = None if numbers is None else images.read_numbers(images.read_file(numbers), mask)
     except (images.ImageError, OSError) as error:
         return {"error": _reason(error)}
     return {
         "height": mask.shape[0],
         "width": mask.shape[1],
         "values": [int(value) for value in np.unique(mask)],
-        **area_fields(mask, groups),
+        **area_fields(mask, groups, own),
     }
 
 
@@ -183,8 +193,11 @@ class Inspector:
         )
         masked = [item.mask for item in slices if item.mask is not None]
         masks = {}
+        numbers = {item.mask: item.numbers for item in slices}
         if masked:
-            masks = self._all(masked, lambda path: mask_facts(path, self._groups), "checking masks")
+            masks = self._all(
+                masked, lambda path: mask_facts(path, self._groups, numbers[path]), "checking masks"
+            )
         return [
             Inspected(item, pictures[item.path], masks[item.mask] if item.mask else None)
             for item in slices

@@ -17,18 +17,24 @@ _EIGHT_NEIGHBORS = np.ones((3, 3), bool)
 
 
 def lesion_objects(
-    mask: np.ndarray, min_area: int = 100, lesions: Sequence[LesionClass] = PAPER.lesion
+    mask: np.ndarray,
+    min_area: int = 100,
+    lesions: Sequence[LesionClass] = PAPER.lesion,
+    numbers: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Splits a mask into lesion objects, as the reference implementation does.
 
     An object is an 8-connected component of the mask values of one lesion class that `exceeds` the
     least area; other values are background. Objects are numbered class by class, within it in the
-    order of their first pixel, row by row.
+    order of their first pixel, row by row. Where objects have numbers of their own, an object is
+    what has one number, whether it touches another or is in several parts; they come in the order
+    of their numbers.
 
     Args:
       mask: uint8 [H, W].
       min_area: area that an object has to exceed, in pixels of a slice of 512 x 512.
       lesions: the classes; default the paper's, one for all lesions.
+      numbers: integer [H, W], the number of the object of each pixel, 0 outside; None: components.
 
     Returns:
       instances: uint8 [H, W], 0 outside objects, k + 1 on object k.
@@ -41,7 +47,7 @@ def lesion_objects(
     instances = np.zeros(mask.shape, np.uint8)
     labels: list[int] = []
     for label, lesion in enumerate(lesions, 1):
-        components, areas = _components(mask, lesion.values)
+        components, areas = _components(mask, lesion.values, numbers)
         kept = np.flatnonzero(exceeds(areas, min_area, *mask.shape)) + 1
         if len(labels) + len(kept) > 255:
             raise ValueError(
@@ -95,17 +101,20 @@ def lesion_pixels(mask: np.ndarray, lesions: Sequence[LesionClass] = PAPER.lesio
     return np.isin(mask, values).astype(np.uint8)
 
 
-def component_areas(mask: np.ndarray, values: Sequence[int] = LESION_VALUES) -> np.ndarray:
-    """Areas in pixels of all components of some mask values, whatever their size.
+def component_areas(
+    mask: np.ndarray, values: Sequence[int] = LESION_VALUES, numbers: np.ndarray | None = None
+) -> np.ndarray:
+    """Areas in pixels of all objects of some mask values, whatever their size.
 
     Args:
       mask: integer [H, W].
       values: mask values that make components together; default the paper's of all lesions.
+      numbers: see `lesion_objects`.
 
     Returns:
       int32 [n].
     """
-    return _components(mask, values)[1]
+    return _components(mask, values, numbers)[1]
 
 
 def area_field(values: Values) -> str:
@@ -113,13 +122,28 @@ def area_field(values: Values) -> str:
     return AREA_FIELDS.get(values) or "areas_" + "_".join(map(str, values))
 
 
-def area_fields(mask: np.ndarray, groups: Sequence[Values] = PAPER_GROUPS) -> dict[str, list[int]]:
-    """Areas in pixels of all components of a mask [H, W]: {`area_field`: areas} of every group."""
-    return {area_field(values): component_areas(mask, values).tolist() for values in groups}
+def area_fields(
+    mask: np.ndarray, groups: Sequence[Values] = PAPER_GROUPS, numbers: np.ndarray | None = None
+) -> dict[str, list[int]]:
+    """Areas in pixels of all objects of a mask [H, W]: {`area_field`: areas} of every group."""
+    return {
+        area_field(values): component_areas(mask, values, numbers).tolist() for values in groups
+    }
 
 
-def _components(mask: np.ndarray, values: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def _components(
+    mask: np.ndarray, values: Sequence[int], numbers: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Component numbers from 1 [H, W], and their areas [n]."""
-    components, count = ndimage.label(np.isin(mask, values), structure=_EIGHT_NEIGHBORS)
-    areas = np.bincount(components.ravel(), minlength=count + 1)[1:]
-    return components, areas.astype(np.int32)
+    inside = np.isin(mask, values)
+    if numbers is None:
+        components, count = ndimage.label(inside, structure=_EIGHT_NEIGHBORS)
+        areas = np.bincount(components.ravel(), minlength=count + 1)[1:]
+        return components, areas.astype(np.int32)
+    own = np.where(inside, numbers, 0)
+    areas = np.bincount(own.ravel())
+    areas[0] = 0
+    present = np.flatnonzero(areas)
+    places = np.zeros(len(areas), np.int32)
+    places[present] = np.arange(1, len(present) + 1)
+    return places[own], areas[present].astype(np.int32)

@@ -134,7 +134,7 @@ class Source(Sequence):
 
 def _records(builder: IndexedBuilder, split: str) -> Sequence[Mapping]:
     """Random access to the records of a split, with the pictures still encoded."""
-    encoded = [name for name in ("image", "mask") if name in builder.info.features]
+    encoded = [name for name in ("image", "mask", "numbers") if name in builder.info.features]
     skip = {name: tfds.decode.SkipDecoding() for name in encoded}
     return builder.as_data_source(split=split, decoders=skip)
 
@@ -166,7 +166,8 @@ class SegmentationSource(Source):
 
     def _example(self, index, record, image, folder):
         mask = images.decode_mask(record["mask"])
-        objects = lesion_objects(mask, self.min_area, self.lesions)
+        numbers = images.read_numbers(record["numbers"], mask) if "numbers" in record else None
+        objects = lesion_objects(mask, self.min_area, self.lesions, numbers)
         lesion = lesion_pixels(mask, self.lesions)
         return SegmentationExample(self.files[index], image, *objects, lesion, folder)
 

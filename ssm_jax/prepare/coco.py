@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import json
@@ -147,25 +146,15 @@ class _Reader:
         self._names: dict[pathlib.Path, dict[int, str]] = {}
 
     def lesions(self, jsons: Sequence[_Json]) -> tuple[str, ...]:
-        """Names of the categories that are taken, in order; notes those without an object."""
+        """Names of the categories that are taken, in order."""
         names: dict[str, None] = {}
-        counts: collections.Counter = collections.Counter()
         for one in jsons:
             by_key = self._names[one.path] = self._categories(one)
             names |= dict.fromkeys(by_key[key] for key in sorted(by_key))
-            counts.update(
-                by_key.get(entry.get("category_id"))
-                for entry in one.content["annotations"]
-                if not entry.get("iscrowd")
-            )
         unknown = [name for name in self._options.lesion if name not in names]
         if unknown:
             raise DataError(f"--lesion={unknown[0]} is no category; there are {name_files(names)}")
-        taken = self._options.lesion or tuple(names)
-        for name in taken:
-            if not counts[name]:
-                self._findings.add("empty_category", name)
-        return taken
+        return self._options.lesion or tuple(names)
 
     def pictures(self, one: _Json, lesions: Sequence[str]) -> list[Draft]:
         """The pictures of a file, each with its objects and what the table says of it."""

@@ -17,12 +17,14 @@ class Truth:
       mask: uint8 [H, W], k + 1 on lesion class k of the source's list, 0 elsewhere.
       instances: uint16 [H, W], k + 1 on object k, where the source tells objects apart; None where
         an object is a connected component of the mask.
-      notes: kinds of finding with what to add to the name of the picture, "" for nothing.
+      notes: kinds of finding, each with what to add to the name of the picture.
+      skip: kind of finding for which the picture is left out; "" where it is taken.
     """
 
     mask: np.ndarray
     instances: np.ndarray | None = None
     notes: tuple[tuple[str, str], ...] = ()
+    skip: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,27 +36,29 @@ class Draft:
       read: gives uint8 [H, W] or [H, W, 3]; raises ValueError or OSError for a damaged file.
       plain: a PNG or JPEG file of 8 bits that holds just what `read` gives; None where the picture
         has to be written anew.
-      colored: whether `read` gives [H, W, 3]; None where only reading tells.
+      deep: a file of more than 8 bits a pixel whose values decide how it is shown; or None.
       size: (height, width) that the source says it has; None where it says nothing.
       patient: who it shows; None where nobody tells.
       split: "train", "val" or "test"; None where the source does not say.
       label: name of its image class; None where it has none.
       truth: gives the objects of a picture of a height and a width; raises as `read` does. None
         where the source has none.
-      number: of the slice in its volume; None for a picture.
+      volume: name of the volume that it is a slice of; "" for a picture.
+      number: of the slice in its volume, from 0.
       release: frees what reading holds; called after the picture and its objects were read.
     """
 
     where: str
     read: Callable[[], np.ndarray]
     plain: pathlib.Path | None = None
-    colored: bool | None = None
+    deep: pathlib.Path | None = None
     size: tuple[int, int] | None = None
     patient: str | None = None
     split: str | None = None
     label: str | None = None
     truth: Callable[[int, int], Truth] | None = None
-    number: int | None = None
+    volume: str = ""
+    number: int = 0
     release: Callable[[], None] = lambda: None
 
 

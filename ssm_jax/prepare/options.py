@@ -20,11 +20,11 @@ class ReadOptions:
         may be repeated, and sets the order. The others are background. Default: all.
       image_class: Name of an image class; may be repeated, and sets the order. Any other name in
         the data is an error. Default: those that occur, by name.
-      value: Of volumes with NIfTI labels, VALUE=NAME of a label; may be repeated.
+      label_name: Of volumes with NIfTI labels, VALUE=NAME of a label; may be repeated.
       channel: Of nnunet with several channels, the name or number of the one to take.
       patient: Regular expression that finds the patient in the name of a picture, as its first
         group, where the data do not tell. Without one every picture counts as another patient.
-      shares: Shares of train, val and test in a set without splits; patients stay together.
+      split: Shares of train, val and test in a set without splits; patients stay together.
       seed: Of that split.
       lesions_only: Leave out slices of volumes without a lesion.
       image_size: Pixels of the short side that the model will resize to; anchors are told for it.
@@ -36,10 +36,10 @@ class ReadOptions:
     labels: pathlib.Path | None = None
     lesion: tuple[str, ...] = ()
     image_class: tuple[str, ...] = ()
-    value: tuple[str, ...] = ()
+    label_name: tuple[str, ...] = ()
     channel: str = ""
     patient: str = ""
-    shares: tuple[float, float, float] = dataclasses.field(
+    split: tuple[float, float, float] = dataclasses.field(
         default=(0.8, 0.1, 0.1), metadata={"least": 0, "most": 1}
     )
     seed: int = dataclasses.field(default=0, metadata={"least": 0})

@@ -11,37 +11,44 @@ from PIL import Image
 
 from ssm_jax.data.images import ImageError
 from ssm_jax.scans.find import Blob
-from ssm_jax.scans.options import MIB, InputOptions
+from ssm_jax.scans.options import MIB, InputOptions, guarded
 from ssm_jax.scans.pictures import Picture
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_PLAIN = {("PNG", "L"): False, ("JPEG", "L"): False, ("PNG", "RGB"): True, ("JPEG", "RGB"): True}
+_PLAIN = [(kind, mode) for kind in ("PNG", "JPEG") for mode in ("L", "RGB")]
 
 
 def picture_fields(path: pathlib.Path, options: InputOptions) -> dict[str, Any]:
-    """The fields `read`, `plain` and `colored` of the draft of a picture file.
+    """The fields `read`, `plain` and `deep` of the draft of a picture file.
 
     A file that is no picture has them, too: reading it raises.
     """
     read = functools.partial(_read, path, options)
     try:
         with Image.open(path) as image:
-            colored = _PLAIN.get((image.format or "", image.mode))
+            plain = (image.format, image.mode) in _PLAIN and "transparency" not in image.info
             animated = getattr(image, "is_animated", False)
+            deep = image.mode.startswith(("I", "F"))
     except Exception:  # damaged files raise almost anything; reading says what
         return {"read": read}
-    if colored is None or animated or "transparency" in image.info:
-        return {"read": read}
-    return {"read": read, "plain": path, "colored": colored}
+    if deep:
+        decided = options.values == "hu" or options.rescale is not None
+        return {"read": read, "deep": None if decided else path}
+    return {"read": read, "plain": path if plain and not animated else None}
 
 
-def is_deep(path: pathlib.Path) -> bool:
-    """Whether a file has more than 8 bits a pixel; False for what is no picture."""
-    try:
-        with Image.open(path) as image:
-            return image.mode.startswith(("I", "F"))
-    except Exception:
-        return False
+def depth_of(path: pathlib.Path) -> str:
+    """How a picture of more than 8 bits is shown where nobody says how, see `deep_to_uint8`.
+
+    Raises:
+      ScanError: damaged.
+    """
+    with guarded("cannot be read as a picture"), Image.open(path) as image:
+        values = np.asarray(image)
+        low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    if low < 0:
+        return "windowed"
+    return "12 bits" if high <= 4095 else "16 bits"
 
 
 def _read(path: pathlib.Path, options: InputOptions) -> np.ndarray:

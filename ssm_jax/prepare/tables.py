@@ -237,8 +237,7 @@ def patient_of(name: str, told: str | None, options: ReadOptions, findings: Find
 def class_names(found: Sequence[str], options: ReadOptions, findings: Findings) -> tuple[str, ...]:
     """The image classes in their order: those asked for, or those that occur, by name.
 
-    Numbers come by their size. Notes classes that are not among those asked for, and those of which
-    there is nothing.
+    Numbers come by their size. Notes classes that are not among those asked for.
     """
     names = sorted(set(found), key=lambda name: (len(name) * name.isdecimal(), name))
     if not options.image_class:
@@ -248,7 +247,4 @@ def class_names(found: Sequence[str], options: ReadOptions, findings: Findings) 
     for name in names:
         if name not in options.image_class:
             findings.add("unknown_label", name)
-    for name in options.image_class:
-        if name not in names:
-            findings.add("empty_class", name)
     return options.image_class

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ssm_jax.data import images
+from ssm_jax.data.checks import SPLITS
 from ssm_jax.data.errors import DataError, name_files
 from ssm_jax.data.findings import Findings
 from ssm_jax.data.inspection import Slice
 
-SPLITS = ("train", "val", "test")
 REQUIRED = ("train", "test")
 MARK = "prepared.json"  # in a folder that `standard_tree` finished
 
@@ -43,8 +43,12 @@ class SourceFiles:
       paths: relative path -> file.
     """
 
-    def __init__(self, root: pathlib.Path):
+    def __init__(self, root: pathlib.Path, suffixes: Sequence[str] = images.SUFFIXES):
         """Lists `root` with all subfolders, without hidden ones and those that were prepared.
+
+        Args:
+          root: the folder.
+          suffixes: of the pictures, small letters.
 
         Raises:
           DataError: no such folder, or no picture in it.
@@ -55,10 +59,11 @@ class SourceFiles:
         self.paths: dict[str, pathlib.Path] = {}
         # Number of parts -> last parts -> paths.
         self._by_tail: dict[int, dict[str, list[str]]] = {}
-        for relative in sorted(_walk(root)):
+        for relative in sorted(_walk(root, tuple(suffixes))):
             self.paths[relative] = root / relative
         if not self.paths:
-            raise DataError(f"{root} and its subfolders have no PNG or JPEG file; check --source")
+            kinds = "PNG or JPEG" if tuple(suffixes) == images.SUFFIXES else "PNG, JPEG or TIFF"
+            raise DataError(f"{root} and its subfolders have no {kinds} file; check --source")
 
     def find(self, *names: str) -> list[str]:
         """Relative paths that the first of `names` to be found has: as a path, or as a file name.
@@ -82,7 +87,7 @@ class SourceFiles:
         return self._by_tail[parts]
 
 
-def _walk(root: pathlib.Path) -> Iterator[str]:
+def _walk(root: pathlib.Path, suffixes: tuple[str, ...]) -> Iterator[str]:
     """Relative paths of pictures; links to folders are followed, none is entered twice."""
     entered: set[pathlib.Path] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
@@ -95,7 +100,7 @@ def _walk(root: pathlib.Path) -> Iterator[str]:
         relative = pathlib.Path(folder).relative_to(root).as_posix()
         prefix = "" if relative == "." else f"{relative}/"
         for name in files:
-            if name.lower().endswith(images.SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(suffixes) and not name.startswith("."):
                 yield prefix + name
 
 

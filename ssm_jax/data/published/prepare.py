@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import json
 import logging
@@ -11,19 +10,18 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ssm_jax.classes import PAPER
+from ssm_jax.data.checks import check_patients, check_set, counts_of
 from ssm_jax.data.errors import DataError
 from ssm_jax.data.findings import Findings
 from ssm_jax.data.folders import channels_of, locked
-from ssm_jax.data.inspection import Facts, Inspected, Inspector, Slice, check_files, size_of
-from ssm_jax.data.objects import exceeds
+from ssm_jax.data.inspection import Inspector, Slice, check_files
 from ssm_jax.data.published import cncb_seg, covid_classes, ictcf, listing, standard_tree
-from ssm_jax.data.published.listing import SPLITS
 from ssm_jax.files import write_json
 
 logger = logging.getLogger(__name__)
 
 DATASETS = ("cncb_seg", "covidx_ct", "ct_classes", "ictcf")
+FORMATS = ("coco", "nnunet", "volumes", "csv", "class_folders")  # that `ssm_jax.prepare` reads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +42,7 @@ class Options:
       check_only: Check and report, prepare nothing.
     """
 
-    dataset: str = dataclasses.field(metadata={"choices": DATASETS})
+    dataset: str = dataclasses.field(metadata={"choices": (*DATASETS, *FORMATS)})
     source: pathlib.Path
     data_dir: pathlib.Path
     name: str = ""
@@ -97,16 +95,16 @@ def prepare(options: Options) -> Result:
     with locked(state, "--data_dir"):
         wanted = standard_tree.tree_files(slices)
         key = standard_tree.fingerprint(wanted, _key_options(options))
-        if standard_tree.is_complete(tree, wanted, key):
-            report = _read_json(report_file)
+        if standard_tree.is_complete(tree, key):
+            report = read_report(report_file)
             if report.get("fingerprint") == key and not findings.any_error():
                 return Result(tree, report, report_file, True)
         record = state / "checked.jsonl"
         inspected = Inspector(_channels(slices), options.threads, record).inspect(slices)
         check_files(inspected, findings)
-        _check_patients(slices, findings)
+        check_patients(slices, findings)
         readable = [found for found in inspected if found.readable]
-        _check_set(readable, findings, options.min_area)
+        check_set(readable, findings, options.min_area)
         written = not findings.any_error() and not options.check_only
         report = {
             "dataset": options.dataset,
@@ -115,7 +113,7 @@ def prepare(options: Options) -> Result:
             "prepared": str(tree) if written else None,
             "fingerprint": key,
             "patients_known": any(found.item.patient for found in readable),
-            "splits": _counts(readable, options.min_area),
+            "splits": counts_of(readable, findings.classes, options.min_area),
             "errors": findings.as_json(errors=True),
             "warnings": findings.as_json(errors=False),
         }
@@ -155,85 +153,8 @@ def _channels(slices: Sequence[Slice]) -> int:
     return channels_of(item.path for item in sorted(train, key=lambda item: item.name))
 
 
-def _check_set(inspected: Sequence[Inspected], findings: Findings, min_area: int) -> None:
-    """Notes what readable slices have in common, or have not."""
-    sizes = collections.Counter(size_of(found.picture) for found in inspected)
-    common = sizes.most_common(1)[0][0] if sizes else ""
-    alike: dict[str, list[Slice]] = {}
-    for found in inspected:
-        where, size = found.item.where, size_of(found.picture)
-        if size != common:
-            findings.add("size_outlier", f"{where} ({size}, most are {common})")
-        # Where values are wrong, nobody knows which of them is a lesion.
-        if (
-            found.mask
-            and not found.foreign_values(findings.classes)
-            and not _has_lesion(found.mask, min_area)
-        ):
-            findings.add("no_lesion", where)
-        if found.picture["blank"]:
-            findings.add("blank", where)
-        else:
-            alike.setdefault(found.picture["hash"], []).append(found.item)
-    for items in alike.values():
-        if len(items) > 1:
-            _note_duplicates(items, findings)
-
-
-def _has_lesion(mask: Facts, min_area: int) -> bool:
-    return bool(exceeds(mask["areas"], min_area, mask["height"], mask["width"]).any())
-
-
-def _check_patients(slices: Sequence[Slice], findings: Findings) -> None:
-    """Notes patients in more than one split."""
-    counts: dict[str, collections.Counter] = {}
-    for item in slices:
-        if item.patient is not None:
-            counts.setdefault(item.patient, collections.Counter())[item.split] += 1
-    for patient, splits in counts.items():
-        if len(splits) > 1:
-            shares = ", ".join(f"{splits[split]} in {split}" for split in SPLITS if splits[split])
-            findings.add("patient_overlap", f"{patient} ({shares})")
-
-
-def _note_duplicates(items: Sequence[Slice], findings: Findings) -> None:
-    """Notes slices with equal pixels, under every kind that holds."""
-    names = " = ".join(item.where for item in items)
-    splits = collections.Counter(item.split for item in items)
-    if len(splits) > 1:
-        findings.add("split_duplicate", names)
-    if max(splits.values()) > 1:
-        findings.add("duplicate", names)
-    if len({item.label for item in items}) > 1:
-        findings.add("duplicate_class", names)
-
-
-def _counts(inspected: Sequence[Inspected], min_area: int) -> dict[str, dict[str, Any]]:
-    """How many slices, sizes, patients, and classes or lesions every split has."""
-    result = {}
-    for split in SPLITS:
-        chosen = [found for found in inspected if found.item.split == split]
-        if not chosen:
-            continue
-        sizes = collections.Counter(size_of(found.picture) for found in chosen)
-        counts: dict[str, Any] = {"slices": len(chosen), "sizes": dict(sizes.most_common())}
-        patients = {found.item.patient for found in chosen} - {None}
-        if patients:
-            counts["patients"] = len(patients)
-        if chosen[0].mask is None:
-            labels = collections.Counter(found.item.label for found in chosen)
-            counts["classes"] = {name: labels[k] for k, name in enumerate(PAPER.names)}
-        else:
-            masks = [found.mask for found in chosen if found.mask]
-            values = collections.Counter(v for mask in masks for v in mask["values"])
-            counts["with_lesions"] = sum(_has_lesion(mask, min_area) for mask in masks)
-            counts["mask_values"] = {str(k): values[k] for k in sorted(values)}
-        result[split] = counts
-    return result
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON file; empty where it is absent or spoiled."""
+def read_report(path: pathlib.Path) -> dict[str, Any]:
+    """The report of an earlier run; empty where it is absent or spoiled."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

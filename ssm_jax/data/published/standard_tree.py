@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ssm_jax.data.errors import DataError
 from ssm_jax.data.folders import progress
-from ssm_jax.data.inspection import Slice, file_stamp
+from ssm_jax.data.inspection import NUMBERS, Slice, file_stamp
 from ssm_jax.data.published.listing import MARK
 
 LINKS = ("auto", "hard", "symbolic", "copy")
@@ -22,7 +22,8 @@ _NO_HARD_LINK = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EM
 def tree_files(slices: Sequence[Slice]) -> dict[str, pathlib.Path]:
     """Relative path in the prepared folder -> source file, of all slices and masks.
 
-    <split>/imgs/<name> with <split>/masks/<stem>.png where a slice has a mask, else <split>/<name>.
+    <split>/imgs/<name> with <split>/masks/<stem>.png where a slice has a mask, and with
+    <split>/instances/<stem>.png where its objects have numbers; else <split>/<name>.
     """
     files = {}
     for item in slices:
@@ -32,6 +33,8 @@ def tree_files(slices: Sequence[Slice]) -> dict[str, pathlib.Path]:
             files[f"{item.split}/imgs/{item.name}"] = item.path
             stem = pathlib.PurePath(item.name).stem
             files[f"{item.split}/masks/{stem}.png"] = item.mask
+            if item.numbers is not None:
+                files[f"{item.split}/{NUMBERS}/{stem}.png"] = item.numbers
     return files
 
 
@@ -43,19 +46,23 @@ def fingerprint(files: dict[str, pathlib.Path], options: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def is_complete(tree: pathlib.Path, files: dict[str, pathlib.Path], key: str) -> bool:
+def is_complete(tree: pathlib.Path, key: str) -> bool:
     """Whether `tree` was finished with this fingerprint and its files are all still there."""
     try:
-        if json.loads((tree / MARK).read_text(encoding="utf-8"))["fingerprint"] != key:
-            return False
-        present = {
-            path.relative_to(tree).as_posix(): path.stat().st_size
-            for path in tree.glob("*/**/*")
-            if path.is_file() and not path.name.startswith(".")
-        }
-        return present == {name: path.stat().st_size for name, path in files.items()}
+        mark = json.loads((tree / MARK).read_text(encoding="utf-8"))
+        return mark["fingerprint"] == key and mark["listing"] == _listing(tree)
     except (OSError, ValueError, KeyError):
         return False
+
+
+def _listing(tree: pathlib.Path) -> str:
+    """Hex digits that change when a file of a split is added, removed or resized."""
+    present = sorted(
+        [path.relative_to(tree).as_posix(), path.stat().st_size]
+        for path in tree.glob("*/**/*")
+        if path.is_file() and not path.name.startswith(".")
+    )
+    return hashlib.sha256(json.dumps(present).encode()).hexdigest()
 
 
 def check_owned(tree: pathlib.Path) -> None:
@@ -82,7 +89,7 @@ def write(
     Args:
       tree: the folder to make.
       state: a folder on the same disk, held by this process alone.
-      files: see `tree_files`.
+      files: see `tree_files`; files in `state` are the program's own, and linked or copied.
       key: see `fingerprint`.
       link: "hard" or "symbolic" links, "copy", or "auto": hard links where the disk allows them,
         copies elsewhere.
@@ -99,8 +106,11 @@ def write(
     for name in sorted({str(pathlib.PurePosixPath(name).parent) for name in files}):
         (partial / name).mkdir(parents=True, exist_ok=True)
     for name, path in progress(files.items(), len(files), f"writing {tree.name}"):
-        link = _put(path, partial / name, link)
-    mark = {"fingerprint": key, "files": len(files)}
+        if link == "symbolic" and path.is_relative_to(state):
+            _put(path, partial / name, "auto")
+        else:
+            link = _put(path, partial / name, link)
+    mark = {"fingerprint": key, "files": len(files), "listing": _listing(partial)}
     (partial / MARK).write_text(json.dumps(mark) + "\n", encoding="utf-8")
     if tree.exists():
         os.replace(tree, old)
