@@ -136,7 +136,7 @@ def describe(report: dict) -> list[str]:
         known = "is not known" if "parts" in report else "is not published"
         lines.append(f"  whose slices they are {known}: splits may share patients")
     if report.get("anchors"):
-        lines.append(_anchors(report["anchors"]))
+        lines += _anchors(report["anchors"])
     return lines
 
 
@@ -157,14 +157,20 @@ def _contents(counts: dict) -> str:
     return "; ".join(parts)
 
 
-def _anchors(found: dict) -> str:
-    """How many objects have an anchor, and the flags for better ones."""
-    old, new = (",".join(f"{size:g}" for size in found[k]) for k in ("sizes", "suggested"))
-    return (
-        f"  anchors: at {found['image_size']} pixels {found['share']:.0%} of {found['count']} "
-        f"objects have one at an IoU of 0.5 or more with the sizes {old}, and "
-        f"{found['suggested_share']:.0%} with --config.model.anchor_sizes={new}"
-    )
+def _anchors(found: dict) -> list[str]:
+    """How many objects have an anchor, and the flags for better ones, as lines."""
+    size = found["image_size"]
+    lines = [
+        f"  anchors at an IoU of 0.5 or more, of {found['objects']} objects in pictures of {size} "
+        "pixels (--config.model.image_size):"
+    ]
+    for blocks, one in found["blocks"].items():
+        old, new = (",".join(f"{size:g}" for size in one[k]) for k in ("sizes", "suggested"))
+        lines.append(
+            f"    {one['share']:.0%} with the sizes {old}, {one['suggested_share']:.0%} with "
+            f"--config.model.anchor_sizes='({new},)' --config.model.blocks={blocks}"
+        )
+    return lines
 
 
 def main(flags: Flags) -> None:

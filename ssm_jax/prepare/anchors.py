@@ -19,14 +19,14 @@ class Suggestion:
     """Anchor sizes for a set, beside others.
 
     Attributes:
-      count: boxes that were counted.
+      stride: pixels between anchors.
       sizes: that were given.
       share: of the boxes with an anchor of `sizes` at an IoU of `IOU` or more.
       suggested: as many sizes, chosen for these boxes.
       suggested_share: the same share with them.
     """
 
-    count: int
+    stride: int
     sizes: tuple[float, ...]
     share: float
     suggested: tuple[float, ...]
@@ -65,7 +65,7 @@ def suggest(
         best = together[chosen[-1]]
     suggested = tuple(sorted({float(tried[k]) for k in chosen}))
     return Suggestion(
-        count=len(boxes),
+        stride=stride,
         sizes=tuple(float(size) for size in sizes),
         share=float((best_iou(boxes, sizes, ratios, stride) >= IOU).mean()),
         suggested=suggested,

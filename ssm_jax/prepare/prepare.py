@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -223,7 +224,7 @@ def _check_train(inspected: Sequence[Inspected], classes: ClassSet, findings: Fi
 
 
 def _anchors(rendered: Rendered, image_size: int) -> dict[str, Any] | None:
-    """Anchor sizes for the objects of the set; None where there are none."""
+    """Anchor sizes for the objects of the set, for 3 and 2 blocks; None without objects."""
     model = ModelConfig()
     boxes = [
         anchors.resized_boxes(own, height, width, image_size, max(model.max_size, image_size))
@@ -232,10 +233,19 @@ def _anchors(rendered: Rendered, image_size: int) -> dict[str, Any] | None:
     together = np.concatenate(boxes) if boxes else np.zeros((0, 4))
     if not len(together):
         return None
-    found = anchors.suggest(together, model.anchor_sizes, model.anchor_ratios, model.stride)
-    return {"image_size": image_size, "stride": model.stride} | {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in vars(found).items()
+    found = {
+        blocks: anchors.suggest(
+            together,
+            model.anchor_sizes,
+            model.anchor_ratios,
+            dataclasses.replace(model, blocks=blocks).stride,
+        )
+        for blocks in (3, 2)
+    }
+    return {
+        "image_size": image_size,
+        "objects": len(together),
+        "blocks": {str(blocks): dataclasses.asdict(one) for blocks, one in found.items()},
     }
 
 

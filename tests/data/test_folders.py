@@ -119,6 +119,37 @@ def test_classification_defect(tmp_path, name):
     assert re.search(expected, message, re.DOTALL), message
 
 
+def numbered(root):
+    """A segmentation folder whose objects have numbers: two that touch in every slice."""
+    seg_folder(root)
+    for split in ("train", "test"):
+        for path in (root / split / "masks").iterdir():
+            numbers = np.zeros((64, 64), np.uint16)
+            numbers[8:24, 8:14], numbers[8:24, 14:20] = 7, 4000
+            save(root / split / "instances" / path.name, numbers)
+    return root
+
+
+def test_objects_with_numbers_of_their_own(tmp_path):
+    config = {"data__seg_dir": str(numbered(tmp_path / "seg")), "data__cls_dir": ""}
+    datasets = open_datasets(small_config(tmp_path / "cache", **config))
+    assert datasets.seg_train.object_counts.tolist() == [2, 2, 2]
+    assert datasets.seg_train[1].boxes.tolist() == [[8, 8, 14, 24], [14, 8, 20, 24]]
+    shutil.rmtree(tmp_path / "seg/train/instances")
+    shutil.rmtree(tmp_path / "seg/test/instances")
+    datasets = open_datasets(small_config(tmp_path / "cache", **config))
+    assert datasets.seg_train.object_counts.tolist() == [1, 1, 1]
+
+
+def test_defects_of_numbers(tmp_path):
+    folder = numbered(tmp_path / "seg")
+    (folder / "train/instances/a_1.png").unlink()
+    save(folder / "test/instances/b_0.png", np.zeros((64, 60), np.uint16))
+    text = prepare_error(tmp_path, CtLesionSeg, folder)
+    assert re.search(r"without a file in instances.*train/a_1\.png", text)
+    assert re.search(r"test/b_0\.png \(has numbers of its objects in another size", text)
+
+
 def test_all_problems_at_once_up_to_ten_files_each(tmp_path):
     folder = seg_folder(tmp_path / "seg", sizes=((64, 64),) * 14)
     for k in range(12):

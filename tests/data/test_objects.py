@@ -116,3 +116,25 @@ def test_more_objects_than_a_label_map_holds():
     mask[::2, ::2] = 2
     with pytest.raises(ValueError, match="400 objects"):
         lesion_objects(mask, 0)
+
+
+@given(masks, hnp.arrays(np.uint16, (14, 14), elements=st.integers(0, 700)), min_areas)
+def test_objects_with_numbers_are_what_has_one_number(mask, numbers, min_area):
+    numbers = numbers[: mask.shape[0], : mask.shape[1]] // 100  # few numbers, with gaps
+    lesions = paper(mask_type="both").lesion
+    pixels = [
+        (label, np.argwhere((mask == value) & (numbers == number)))
+        for label, value in ((1, 2), (2, 3))
+        for number in range(1, 8)
+    ]
+    large = [(label, own) for label, own in pixels if is_object(own, mask, min_area) and len(own)]
+    expected = np.zeros(mask.shape, np.uint8)
+    for k, (_, own) in enumerate(large):
+        expected[tuple(own.T)] = k + 1
+    instances, boxes, labels = lesion_objects(mask, min_area, lesions, numbers)
+    np.testing.assert_array_equal(instances, expected)
+    assert labels.tolist() == [label for label, _ in large]
+    low_high = [[*own.min(axis=0)[::-1], *(own.max(axis=0)[::-1] + 1)] for _, own in large]
+    np.testing.assert_array_equal(boxes, np.array(low_high).reshape(-1, 4))
+    areas = component_areas(mask, (2,), numbers).tolist()
+    assert areas == [len(own) for label, own in pixels if label == 1 and len(own)]

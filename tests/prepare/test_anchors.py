@@ -1,5 +1,8 @@
 """Anchor sizes for a set, against every anchor of the picture."""
 
+import pathlib
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -35,10 +38,35 @@ def test_the_best_anchor_is_that_of_all_anchors(stride):
 def test_sizes_for_large_objects():
     boxes = boxes_of(1, 100, 60, 120)
     found = anchors.suggest(boxes, MODEL.anchor_sizes, MODEL.anchor_ratios, 16)
-    assert found.count == 100 and found.share == 0 and found.suggested_share == 1
+    assert found.stride == 16 and found.share == 0 and found.suggested_share == 1
     assert all(60 <= size <= 120 for size in found.suggested)
     own = anchors.best_iou(boxes, found.suggested, MODEL.anchor_ratios, 16)
     assert (own >= 0.5).mean() == found.suggested_share
+
+
+def nodules(count=400):
+    """Boxes of 16 to 80 pixels in pictures of 1024 pixels, up to twice as high as wide."""
+    rng = np.random.default_rng(0)
+    side = np.exp(rng.uniform(np.log(16), np.log(80), count))
+    ratio = np.exp(rng.uniform(-0.3, 0.3, count))
+    sides = np.stack([side * ratio, side / ratio], axis=1)
+    start = rng.uniform(0, 1, (count, 2)) * (1024 - sides)
+    return np.concatenate([start, start + sides], axis=1)
+
+
+def test_the_figures_of_the_documentation():
+    text = (pathlib.Path(__file__).parents[2] / "docs/your_data.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (\d+) \| (\d) \| (\d+%) \| (\d+%) with ([\d, ]+) \|$", text, re.MULTILINE
+    )
+    assert len(rows) == 3
+    for size, blocks, share, suggested_share, suggested in rows:
+        boxes = anchors.resized_boxes(nodules(), 1024, 1024, int(size), 2048)
+        stride = ModelConfig(blocks=int(blocks)).stride
+        found = anchors.suggest(boxes, MODEL.anchor_sizes, MODEL.anchor_ratios, stride)
+        assert f"{found.share:.0%}" == share
+        assert f"{found.suggested_share:.0%}" == suggested_share
+        assert ", ".join(f"{size:g}" for size in found.suggested) == suggested
 
 
 def test_boxes_follow_the_resizing_of_the_model():
