@@ -84,15 +84,23 @@ def contents(
     ]
     own = {name for _, _, labels in opened for name in (labels.names or {}).values()}
     taken = taken_of([*named, *sorted(own)], options)
+    if opened and not taken:
+        raise DataError("no label has a name; give them names with --label_name=VALUE=NAME")
     drafts: list[Draft] = []
     for case, scan, labels in opened:
-        values = dict(named)
-        for value, name in (labels.names or {}).items():
-            values[name] = (*values.get(name, ()), value)
+        values = dict(named) if labels.names is None else _by_name(labels.names)
         reader = LabelValues(values, taken, ignored)
         drafts += _drafts(case, scan, labels, reader, options.lesions_only)
     first = opened[0][1].facts if opened else {}
     return Contents(drafts, taken, (), {name: first[name] for name in ("Values",) if name in first})
+
+
+def _by_name(names: Mapping[int, str]) -> dict[str, tuple[int, ...]]:
+    """Name -> its values: several segments may have one name."""
+    return {
+        name: tuple(value for value, other in names.items() if other == name)
+        for name in names.values()
+    }
 
 
 def _opened(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,10 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssm_jax.__main__ import run as start
+from ssm_jax.cli import configs
 from ssm_jax.data import DataError, findings, inspection, open_datasets
 from ssm_jax.data.folders import locked
 from ssm_jax.data.published import standard_tree
-from tests.helpers import programs
+from tests.helpers import own_sets, programs
 from tests.helpers import publisher_trees as trees
 from tests.helpers.data_tools import noise, save, small_config
 from tests.helpers.publisher_trees import copy, files_of, items, run
@@ -266,6 +269,30 @@ def test_one_clear_line(tmp_path, name):
     done = program(tmp_path, **given)
     assert done.returncode == 1 and done.stdout == ""
     assert re.fullmatch(rf"error: .*{expected}.*\n", done.stderr), done.stderr
+
+
+def test_a_set_of_ones_own_and_the_flags_to_train_on_it(tmp_path, capsys):
+    own_sets.coco_set(tmp_path / "src")
+    given = [f"--source={tmp_path / 'src'}", f"--data_dir={tmp_path / 'data'}", "--min_area=0"]
+    start(["prepare-data", "--dataset=coco", "--split=0.8,0.2,0", "--image_size=64", *given])
+    shown = capsys.readouterr().out
+    assert re.search(r"pictures with objects, train: 16 slices; \d+ with lesions; mask", shown)
+    assert "whose slices they are is not known: splits may share patients" in shown
+    sizes = re.search(r"(\d+)% with (--config\.model\.anchor_sizes='\((.*),\)')", shown)
+    assert int(sizes[1]) > 0 and all(0 < float(size) < 64 for size in sizes[3].split(","))
+    *_, last = shown.splitlines()
+    assert last == (
+        f"for ssm-jax train: --config.data.seg_dir={tmp_path / 'data/coco'} "
+        "--config.data.test_split=val --config.checkpoint.best_metric=ap"
+    )
+    config = configs.load("pretrain")
+    changed = configs.changed(config, [*shlex.split(last)[3:], *shlex.split(sizes[2])])
+    assert changed.data.test_split == "val"
+    assert [f"{size:g}" for size in changed.model.anchor_sizes] == sizes[3].split(",")
+    (tmp_path / "src/images/box0_0.png").unlink()
+    with pytest.raises(SystemExit, match="error: 1 defects, listed above; nothing was prepared"):
+        start(["prepare-data", "--dataset=coco", "--check_only", *given])
+    assert "missing (1): " in capsys.readouterr().out
 
 
 def test_an_empty_list_and_a_folder_without_pictures(tmp_path):

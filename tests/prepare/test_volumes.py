@@ -277,7 +277,9 @@ def dicom_set(root, orientations=("plain", "transposed and flipped")):
 
 def test_dicom_series_with_segmentations_and_nifti_labels(tmp_path):
     source = dicom_set(tmp_path / "src")
-    names = ("1=nodule", "2=scar")
+    # Other numbers than those of the segmentations, which name themselves.
+    save_nifti(source / "labels/p9.nii.gz", LABELS * 3 % 5, ORIENTATIONS[3], np.uint8)
+    names = ("3=nodule", "1=scar")
     result = run(tmp_path, "volumes", source, label_name=names, split=(0.5, 0, 0.5))
     assert result.report["errors"] == {}
     found, masks = pictures(result.tree, "imgs"), pictures(result.tree, "masks")
@@ -347,3 +349,5 @@ def test_values_without_names(tmp_path):
     assert "p9 slice 2 (has the label values 2, which" in items(report, "unreadable_labels")[0]
     with pytest.raises(DataError, match=r"--label_name=nodule has to be VALUE=NAME"):
         run(tmp_path, "volumes", source, label_name=("nodule",))
+    with pytest.raises(DataError, match=r"give them names with --label_name=VALUE=NAME"):
+        run(tmp_path, "volumes", source)
