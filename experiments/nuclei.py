@@ -6,7 +6,7 @@
         --data_dir=DATA --name=nuclei
     ssm-jax train --config=pretrain:r18_2 --workdir=runs/nuclei \\
         --config.data.seg_dir=DATA/nuclei --config.data.min_area=0 --config.model.image_size=256 \\
-        --config.model.max_size=512 --config.model.anchor_sizes='(8,12,18,26,40)'
+        --config.model.max_size=512 --config.model.anchor_sizes='(8,13,17,20,40)'
 
 Writes nuclei.json into the source, which has a folder a picture: images/<id>.png and masks/*.png,
 a nucleus each. Pictures with more nuclei than COCO's average precision counts detections (100) are
