@@ -15,7 +15,8 @@ class ReadOptions:
 
     Attributes:
       labels: CSV file with the columns file and label, and perhaps patient and split. Of csv the
-        set itself; of coco image classes, where images of the JSON files have no "label".
+        set itself; of coco image classes, where images of the JSON files have no "label"; of
+        volumes the pairs, with the column image in place of file.
       lesion: Name of a lesion class to take, a category of coco or a label of nnunet and volumes;
         may be repeated, and sets the order. The others are background. Default: all.
       image_class: Name of an image class; may be repeated, and sets the order. Any other name in

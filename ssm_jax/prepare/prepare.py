@@ -62,6 +62,8 @@ def prepare(options: Options, own: ReadOptions, reading: InputOptions) -> Result
         raise DataError(f"there is no folder {source}; set --source to the folder of your data")
     if data_dir.resolve().is_relative_to(source.resolve()):
         raise DataError(f"--data_dir={data_dir} lies in --source={source}; set it to another place")
+    if own.labels is not None:
+        own = dataclasses.replace(own, labels=own.labels.expanduser().absolute())
     key = _fingerprint(source, options, own, reading)
     standard_tree.check_owned(tree)
     with locked(state, "--data_dir"):

@@ -204,7 +204,7 @@ UNUSABLE = {
     "expression": (None, {"patient": "(p"}, "is no regular expression"),
     "class": (None, {"image_class": ("1", "1")}, "--image_class=1 is given twice"),
     "split": (None, {"split": (0.5, 0.5, 0.5)}, "have to be from 0, together 1"),
-    "table": (None, {"labels": "nowhere.csv"}, "--labels=nowhere.csv cannot be read as CSV"),
+    "table": (None, {"labels": "nowhere.csv"}, "nowhere.csv cannot be read as CSV"),
 }
 
 

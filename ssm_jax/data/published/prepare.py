@@ -30,7 +30,7 @@ class Options:
 
     Attributes:
       dataset: Which it is.
-      source: Folder of the downloaded data.
+      source: Folder of the data, as downloaded or as you have them.
       data_dir: Folder that receives the prepared folder and the report.
       name: Name of the prepared folder. Default: the data set's.
       lists: Split -> list of its slices; none for the lists that COVIDx-CT ships.
