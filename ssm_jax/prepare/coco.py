@@ -110,7 +110,7 @@ def _split_of(path: pathlib.Path, source: pathlib.Path) -> str | None:
 def _parsed(path: pathlib.Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path} cannot be read as JSON: {error}; export it again, or remove it"
         ) from None
@@ -212,8 +212,11 @@ class _Reader:
 
     def _agreed(self, where: str, field: str, told: Any, row: tables.Row | None) -> str | None:
         """What JSON and table say of a picture; notes where they contradict each other."""
-        own = None if told is None or told == "" else str(told)
-        other = getattr(row, field) if row else None
+        own, other = None, getattr(row, field) if row else None
+        if isinstance(told, str | int | float):
+            own = str(told).strip() or None
+        elif told is not None:
+            self._findings.add("bad_entry", f"{where} ({field} {told!r:.40} is no text)")
         if own and other and own != other:
             self._findings.add(
                 "row_conflict", f"{where} ({field} {own}, but {other} in {row.where})"
@@ -261,13 +264,15 @@ class _Reader:
         names, found = self._names[one.path], {}
         for place, entry in enumerate(one.content["annotations"], 1):
             where = f"{one.path.name} annotation {entry.get('id', f'number {place}')}"
-            image, name = entry.get("image_id"), names.get(entry.get("category_id"))
-            if image not in images or name is None:
-                which = "image_id" if image not in images else "category_id"
-                self._findings.add(
-                    "bad_entry", f"{where} ({which} {entry.get(which)!r} is unknown)"
-                )
-            elif entry.get("iscrowd"):
+            keys = {field: entry.get(field) for field in ("image_id", "category_id")}
+            known = {"image_id": images, "category_id": names}
+            unknown = [f for f, key in keys.items() if type(key) is not int or key not in known[f]]
+            if unknown:
+                text = f"{unknown[0]} {keys[unknown[0]]!r:.40} is unknown"
+                self._findings.add("bad_entry", f"{where} ({text})")
+                continue
+            image, name = keys["image_id"], names[keys["category_id"]]
+            if entry.get("iscrowd"):
                 self._findings.add("crowd", where)
             elif name in lesions:
                 wrong = wrong_shape(entry.get("segmentation"), images[image])

@@ -58,7 +58,7 @@ def _content(source: pathlib.Path) -> dict[str, Any]:
         raise DataError(
             f"there is no {path}; set --source to a folder with dataset.json, imagesTr and labelsTr"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {error}; correct it") from None
     if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
         raise DataError(f"{path} has no labels; nnU-Net wants names and values of all labels there")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from ssm_jax.prepare.drafts import Truth
 from ssm_jax.scans.options import guarded
 
 _COVERED = 0.5  # share of an object from which it is told that others cover it
+_LARGE = 1e9  # that coordinates are below
 _FAR = 16  # sides of a picture from its corner that an outline may reach
 
 
@@ -47,7 +47,7 @@ def wrong_shape(shape: Any, image: Mapping[str, Any]) -> tuple[str, str] | None:
             isinstance(polygon, list)
             and len(polygon) >= 6
             and len(polygon) % 2 == 0
-            and all(type(x) in (int, float) and math.isfinite(x) for x in polygon)
+            and all(type(x) in (int, float) and abs(x) < _LARGE for x in polygon)
             for polygon in shape
         )
         return None if good else ("bad_entry", "a polygon is 3 or more pairs of numbers")

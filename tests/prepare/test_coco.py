@@ -184,6 +184,12 @@ DEFECTS = {
         change("annotations", 0, segmentation=[[1, 2, 3]]),
         "annotation 1 (a",
     ),
+    "bad_entry of a list": (change("annotations", 0, image_id=[1]), "(image_id [1] is unknown)"),
+    "bad_entry of a number": (
+        change("annotations", 0, segmentation=[[0, 0, 5, 0, 5, float("nan")]]),
+        "annotation 1 (a polygon is 3 or more pairs of numbers)",
+    ),
+    "bad_entry of a label": (change("images", 0, label={"a": 1}), "(label {'a': 1} is no text)"),
     "bad_entry of an image": (change("images", 0, file_name=None), "image 100 (no file_name)"),
     "bad_entry of a size": (change("images", 0, width=-3), "(height 64, width -3)"),
     "mask_size": (
@@ -244,6 +250,10 @@ def test_leaks_between_the_splits_of_files(tmp_path, source):
 UNUSABLE = {
     "no json": (lambda s: (s / "annotations.json").unlink(), "name COCO files with --train_list"),
     "bad json": (lambda s: (s / "annotations.json").write_text("{"), "cannot be read as JSON"),
+    "nested": (
+        lambda s: (s / "annotations.json").write_text("[" * 200_000),
+        "annotations.json cannot be read as JSON",
+    ),
     "no section": (
         lambda s: write_json(s / "annotations.json", {"annotations": []}),
         "no list of objects 'images'",
