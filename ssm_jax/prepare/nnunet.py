@@ -179,7 +179,7 @@ def _pictures(
     """Cases that are pictures, with labels that are pictures."""
 
     def truth(path: pathlib.Path, height: int, width: int) -> Truth:
-        labels = images.read_mask(path.read_bytes())
+        labels = images.read_mask(images.read_file(path))
         if labels.shape != (height, width):
             size = f"{labels.shape[1]}x{labels.shape[0]} for {width}x{height}"
             raise ScanError(f"its labels have another size: {size}")

@@ -185,7 +185,7 @@ class _Work:
         """All pictures; where some have colors, the gray ones are written with three channels."""
         if self._found.colored:
             for place, path in self._gray:
-                gray = images.slice_pixels(path.read_bytes(), 1)
+                gray = images.slice_pixels(images.read_file(path), 1)
                 item = self._found.slices[place]
                 colored = self._save(f"{place}.colored.png", np.repeat(gray, 3, axis=2))
                 name = str(pathlib.PurePath(item.name).with_suffix(".png"))
