@@ -202,7 +202,7 @@ DEFECTS = {
         "its run lengths are not of 64x64 pixels",
     ),
     "unreadable_labels far outside": (
-        change("annotations", 0, segmentation=polygon(0, 0, 1e9, 1e9)),
+        change("annotations", 0, segmentation=polygon(0, 0, 1e6, 1e6)),
         "an outline far outside of the picture",
     ),
     "repeated_entry": (again("images"), "annotations.json images id 100"),
