@@ -14,9 +14,9 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from ssm_jax.data.builders import IndexedBuilder
 from ssm_jax.data.errors import DataError
 from ssm_jax.data.folders import locked
+from ssm_jax.data.indexed import IndexedBuilder
 
 MEGABYTE = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)

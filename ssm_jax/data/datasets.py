@@ -13,10 +13,11 @@ import numpy as np
 from ssm_jax.class_set import ClassSet
 from ssm_jax.config import class_set
 from ssm_jax.data.augment import Augmentation
-from ssm_jax.data.builders import SPLITS, CtClasses, CtLesionSeg, IndexedBuilder
+from ssm_jax.data.builders import CtClasses, CtLesionSeg
 from ssm_jax.data.cache import prepared
 from ssm_jax.data.class_files import folder_classes, folder_paths, named_classes
 from ssm_jax.data.errors import DataError, name_files
+from ssm_jax.data.indexed import SPLITS, IndexedBuilder
 from ssm_jax.data.phantom.builder import CtPhantom
 from ssm_jax.data.phantom.slices import MIN_SIZE
 from ssm_jax.data.sources import ClassificationSource, SegmentationSource, Source

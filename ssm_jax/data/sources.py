@@ -12,8 +12,8 @@ from PIL import Image
 from ssm_jax.class_set import LesionClass
 from ssm_jax.classes import PAPER
 from ssm_jax.data import images
-from ssm_jax.data.builders import IndexedBuilder
 from ssm_jax.data.errors import DataError
+from ssm_jax.data.indexed import IndexedBuilder
 from ssm_jax.data.objects import area_field, exceeds, lesion_objects, lesion_pixels
 
 

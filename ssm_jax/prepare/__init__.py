@@ -1,1 +1,1 @@
-"""What people have - COCO, nnU-Net, volumes, tables, folders - as a checked folder to train on."""
+"""COCO, nnU-Net, volumes, tables and class folders become checked folders to train on."""

@@ -211,7 +211,7 @@ class _Reader:
         return first == where
 
     def _agreed(self, where: str, field: str, told: Any, row: tables.Row | None) -> str | None:
-        """What JSON and table say of a picture; notes where they contradict each other."""
+        """The statement of JSON and table on a picture; notes where they contradict each other."""
         own, other = None, getattr(row, field) if row else None
         if isinstance(told, str | int | float):
             own = str(told).strip() or None

@@ -7,8 +7,8 @@ import itertools
 
 import tensorflow_datasets as tfds
 
-from ssm_jax.data.builders import IndexedBuilder
 from ssm_jax.data.folders import progress
+from ssm_jax.data.indexed import IndexedBuilder
 from ssm_jax.data.phantom.drawing import encoded_slices
 from ssm_jax.data.phantom.slices import GENERATOR_VERSION
 
