@@ -72,7 +72,7 @@ def test_a_run_evaluates_and_hands_on_the_average(fake, tmp_path, monkeypatch): 
     state = latest(whole, like)
     assert float(state.params["seen"]) == raw[-1]  # the same training
     assert float(state.average["params"]["seen"]) == fake.evaluations[-1] == result["accuracy"]
-    monkeypatch.setattr(checkpoints, "_shapes", lambda model: like.evaluated)
+    monkeypatch.setattr(checkpoints, "variable_shapes", lambda model: like.evaluated)
     _, variables, _ = load_model(whole / "checkpoints" / "6")
     assert float(variables["params"]["seen"]) == fake.evaluations[-1]
 

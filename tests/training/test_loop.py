@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ssm_jax.checkpoints import load_model
+from ssm_jax.classes import PAPER
 from ssm_jax.config import validate
 from ssm_jax.data import open_datasets
 from ssm_jax.predictor import Predictor
@@ -198,7 +199,7 @@ def test_the_evaluation_predicts_by_its_own_settings(data_dir, monkeypatch):
     config.eval.update(settings)
     with pytest.raises(Told) as told:
         evaluation.evaluate_variables(config, validate(config), open_datasets(config), {})
-    assert told.value.args == (settings,)
+    assert told.value.args == (settings | {"classes": PAPER},)
 
 
 def test_bn_statistics_come_from_training_slices_with_lesions(data_dir):
