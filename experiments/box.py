@@ -1,12 +1,13 @@
 """Puts a trained model into the box: the file that comes with the package, and its model card.
 
 Takes a run that was evaluated on patients that it was not trained on. Kernels are rounded to
-float16. The card's figures are those of the run's own evaluation, which the checkpoint holds.
+float16. The card's figures, and the score threshold, are those of the run's own evaluation, which
+the checkpoint holds, or those of `ssm-jax evaluate`, which have intervals.
 
 Examples:
 
     python -m experiments.box --checkpoint=runs/box
-    python -m experiments.box --checkpoint=runs/box --failures=failures.md --output=out/model.npz
+    python -m experiments.box --checkpoint=runs/box --evaluation=out/box --failures=failures.md
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ssm_jax.checkpoints import CheckpointInfo, load_model
 from ssm_jax.cli import common
 from ssm_jax.config import ModelConfig, default_config, variant_of
 from ssm_jax.files import json_ready, write_text_atomically
+from ssm_jax.report.comparison import read_evaluation
 from ssm_jax.report.page import number
 from ssm_jax.report.tables import markdown_table
 from ssm_jax.training.workdir import flatten
@@ -64,12 +66,14 @@ class Flags:
 
     Attributes:
       checkpoint: Working directory of a run, or the folder of one step.
+      evaluation: Output folder of `ssm-jax evaluate` of this checkpoint. Default: the run's own.
       output: File of the weights; the card goes beside it.
       name: Of the model, for people. Default: by its backbone.
       failures: Markdown file with the text on known failures, pictures perhaps among it.
     """
 
     checkpoint: str
+    evaluation: pathlib.Path | None = None
     output: pathlib.Path = box.FILE
     name: str = ""
     failures: pathlib.Path | None = None
@@ -78,6 +82,11 @@ class Flags:
 def main(flags: Flags) -> None:
     """The program."""
     model, variables, info = load_model(flags.checkpoint)
+    if flags.evaluation:
+        evaluated = read_evaluation(flags.evaluation)
+        if evaluated is None:
+            raise ValueError(f"{flags.evaluation} is no output folder of ssm-jax evaluate")
+        info = dataclasses.replace(info, metrics=evaluated)
     if not info.config or not info.metrics:
         raise ValueError(f"{info.path} holds no evaluation of a run; its figures make the card")
     name = flags.name or f"SSM {model.backbone}, {model.blocks} blocks"
@@ -85,7 +94,9 @@ def main(flags: Flags) -> None:
     if flags.failures:
         failures = flags.failures.read_text(encoding="utf-8").strip()
     flags.output.parent.mkdir(parents=True, exist_ok=True)
-    size = box.write(flags.output, model, variables, info, name, LIMITS)
+    numbers = {k: v for k, v in info.metrics.items() if isinstance(v, int | float)}
+    kept = dataclasses.replace(info, metrics=numbers)
+    size = box.write(flags.output, model, variables, kept, name, LIMITS)
     path = flags.output.with_name(box.CARD.name)
     write_text_atomically(path, card(model, variables, info, name, failures))
     print(f"{info.path} -> {flags.output} ({size / 1e6:.1f} MB), {path}")
@@ -120,14 +131,18 @@ def card(
 
 
 def figures(metrics: Mapping[str, Any]) -> str:
-    """A table of `FIGURES`, of all slices and of every folder."""
+    """A table of `FIGURES`, of all slices (with 95% intervals) and of every folder."""
     folders = ["", *sorted({name.rpartition("/")[0] for name in metrics if "/" in name})]
-    rows = []
+    intervals, rows = metrics.get("intervals", {}).get("figures", {}), []
     for name, title in FIGURES.items():
         values = [metrics.get(f"{folder}/{name}" if folder else name) for folder in folders]
         if values[0] is not None:
             form = "," if isinstance(values[0], int) else ".3f"
-            rows.append([title, *(number(value, form) for value in values)])
+            cells = [number(value, form) for value in values]
+            low, high = intervals.get(name) or (None, None)
+            if low is not None and high is not None:
+                cells[0] += f" [{low:.3f}, {high:.3f}]"
+            rows.append([title, *cells])
     return "\n".join(markdown_table(["", "all", *folders[1:]], rows))
 
 

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from experiments.box import LIMITS, Flags, main
+from experiments.box import LIMITS, Flags, figures, main
 from ssm_jax import box
 from ssm_jax.checkpoints import save_model
 from ssm_jax.config import ModelConfig
 from ssm_jax.training.run_checkpoints import RunCheckpoints
 from ssm_jax.training.state import TrainState
+from tests.helpers.report_tools import sample
 from tests.helpers.tiny import get_config, random_variables
 
 METRICS = {
@@ -46,8 +47,18 @@ def test_the_file_and_its_card(tmp_path, monkeypatch):
     assert "somebody" not in text and "`train.weight_decay`" not in text
 
 
+def test_figures_of_an_evaluation_of_its_own():
+    """With their intervals."""
+    result = sample()[0]
+    low, high = result["intervals"]["figures"]["infection_dice"]
+    shown = f"{result['infection_dice']:.3f} [{low:.3f}, {high:.3f}]"
+    assert f"| Infection Dice, mean over patients | {shown} |" in figures(result)
+
+
 def test_weights_without_an_evaluation(tmp_path):
     model = ModelConfig.from_mapping(get_config().model.to_dict())
     save_model(tmp_path, model, random_variables(model))
     with pytest.raises(ValueError, match="holds no evaluation of a run"):
         main(Flags(checkpoint=str(tmp_path)))
+    with pytest.raises(ValueError, match="is no output folder of ssm-jax evaluate"):
+        main(Flags(checkpoint=str(tmp_path), evaluation=tmp_path))
