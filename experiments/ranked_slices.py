@@ -119,9 +119,15 @@ def main(flags: Flags) -> None:
     config = config_of(model, info, options)
     source = sources_of(config, options)[0]["seg"]
     settings = config.eval
-    predictor = Predictor(model, variables, settings.score_threshold, settings.nms_threshold)
+    predictor = Predictor(
+        model,
+        variables,
+        settings.score_threshold,
+        settings.nms_threshold,
+        classes=info.classes,
+    )
     loading = Loading(max_slices=flags.max_slices)
-    evaluator = evaluate({"seg": source}, predictor, config.data.mask_type, loading)
+    evaluator = evaluate({"seg": source}, predictor, loading)
     values, indices = slice_values(evaluator, flags.figure), np.array(loading.indices(source))
     rows = []
     for rank, k in ranked(values, source.object_counts[indices] > 0).items():
