@@ -175,7 +175,8 @@ def _small(name: str, array: np.ndarray) -> np.ndarray:
     """Kernels as float16; what has one axis stays: it is small, and variances may be large."""
     if array.ndim < 2:
         return array
-    small = array.astype(np.float16)
+    with np.errstate(over="ignore"):  # told below, by name
+        small = array.astype(np.float16)
     if not np.isfinite(small).all():
         raise ValueError(f"{name} holds a weight that is not finite as float16")
     return small

@@ -19,7 +19,7 @@ import dataclasses
 import pathlib
 
 from ssm_jax.cli import common
-from ssm_jax.cli.model import ModelFlags
+from ssm_jax.cli.model import Loaded, ModelFlags
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,16 +44,17 @@ def main(flags: Flags) -> None:
     output = flags.output
     common.require_absent(output)
     common.start_jax()
-    from ssm_jax import box
     from ssm_jax.interop import portable
 
-    model_config, variables, info = box.open_model(flags.model.checkpoint)
+    model = Loaded(flags.model)
+    model.tell()
+    info = model.info
     output.parent.mkdir(parents=True, exist_ok=True)
     facts = portable.write(
         output,
-        model_config,
-        variables,
-        **flags.model.thresholds(info),
+        model.config,
+        model.variables,
+        **model.thresholds,
         masks=flags.masks,
         input_type=flags.input_type,
         step=info.step if info.config else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ssm_jax.scans.options import RULES
@@ -89,7 +90,9 @@ class Loaded:
     """The model that flags name, read from its checkpoint or from the box.
 
     Attributes:
+      config, variables, info: as `checkpoints.load_model` gives them.
       box: what is told of the model in the box; None for another one.
+      thresholds: score and NMS threshold, by name.
     """
 
     def __init__(self, flags: ModelFlags):
@@ -102,7 +105,7 @@ class Loaded:
 
         self.config, self.variables, self.info = box.open_model(flags.checkpoint)
         self.box = box.facts() if flags.checkpoint is None else None
-        self._thresholds = flags.thresholds(self.info)
+        self.thresholds = flags.thresholds(self.info)
 
     def predictor(self, **settings: Any) -> Predictor:
         """Makes it ready; settings are those of `Predictor`, the thresholds aside."""
@@ -110,17 +113,16 @@ class Loaded:
 
         classes = self.info.classes
         return Predictor(
-            self.config, self.variables, **self._thresholds, classes=classes, **settings
+            self.config, self.variables, **self.thresholds, classes=classes, **settings
         )
 
-    def notices(self) -> list[str]:
-        """Lines that a user has to see before results: of the model in the box, its limits."""
+    def tell(self) -> None:
+        """Says of the model in the box, before there are results, what it is not good for."""
         if self.box is None:
-            return []
-        first = (
-            f"no --checkpoint is given: this is the model that comes with ssm-jax, {self.box.name}"
-        )
-        return [first, *self.box.limits, f"Its weights: {self.box.license}"]
+            return
+        first = f"no --checkpoint is given: the model that comes with ssm-jax, {self.box.name}"
+        for line in (first, *self.box.limits, f"Its weights: {self.box.license}"):
+            print(f"note: {line}", file=sys.stderr)
 
     def facts(self) -> dict[str, str]:
         """Lines for people about the model: label and value, in reading order."""
@@ -140,7 +142,7 @@ class Loaded:
             "Network": f"{config.backbone}, {config.blocks} blocks, {count:,} parameters",
             "Classes": ", ".join(info.classes.titles) or "none: it only segments",
             "Lesions": ", ".join(info.classes.lesion_titles.values()),
-            "Score threshold": f"{self._thresholds['score_threshold']:g}",
-            "NMS threshold": f"{self._thresholds['nms_threshold']:g}",
+            "Score threshold": f"{self.thresholds['score_threshold']:g}",
+            "NMS threshold": f"{self.thresholds['nms_threshold']:g}",
             "Computed on": f"{jax.devices()[0].device_kind} with JAX {jax.__version__}",
         }

@@ -243,8 +243,7 @@ def predict(flags: Flags) -> None:
     from ssm_jax.scans.result import renamed
 
     model = Loaded(flags.model)
-    for line in model.notices():
-        print(f"note: {line}", file=sys.stderr)
+    model.tell()
     opened = open_scans([*flags.inputs], options)
     scans = [scan for scan in opened if not scan.error]
     # A CPU gains nothing from batches; an accelerator does.

@@ -67,8 +67,7 @@ def make_model(flags: Flags, readers):
 
     batch_size = 1 if jax.default_backend() == "cpu" else 8
     model = Loaded(flags.model)
-    for line in model.notices():
-        LOG.warning("%s", line)
+    model.tell()
     predictor = model.predictor(batch_size=batch_size)
     size = predictor.model_config.image_size
     predictor(np.zeros((size, size), np.uint8))
