@@ -27,7 +27,7 @@ FLAGS = {  # that make it small: the tutorial is about the steps, not about a mo
         "--config.eval.every_steps=2",
         "--config.log.every_steps=1",
     ],
-    "evaluate": ["--samples=20", "--score_threshold=0"],
+    "evaluate": ["--bootstrap_samples=20", "--score_threshold=0"],
     "predict": ["--score_threshold=0"],
 }
 
@@ -52,6 +52,7 @@ def drawn_texts(patch):
     return texts
 
 
+@pytest.mark.slow
 def test_the_tutorial(tmp_path, monkeypatch, capsys, quickly_compiled):
     monkeypatch.chdir(tmp_path)
     own_sets.coco_set(tmp_path / "parts")
