@@ -70,7 +70,7 @@ def test_the_tutorial(tmp_path, monkeypatch, capsys, quickly_compiled):
 
     metrics = json.loads((tmp_path / "out/evaluation/metrics.json").read_text())
     names = [name.replace(" ", "_") for name in sorted(own_sets.KINDS)]
-    assert {f"sensitivity_{name}" for name in names} <= set(metrics["metrics"])
+    assert {f"sensitivity_{name}" for name in names} <= set(metrics)
     truth = json.loads((tmp_path / "out/evaluation/truth.json").read_text())
     assert [one["name"] for one in truth["categories"]] == list(OBJECTS)
     page = (tmp_path / "out/evaluation/report.html").read_text(encoding="utf-8")
