@@ -61,8 +61,14 @@ def select(
 
 def _stretch(key: PRNGKeyArray, count: Int32[Array, ""], size: int) -> Int32[Array, "{size}"]:
     """The ranked box, of `count`, that stands in each row: not decreasing, from 0."""
-    # Rows 1 .. size - 2 in random order; the first count - 1 of that order start a box.
-    inner = jax.random.permutation(key, size - 2)
-    starts = jnp.zeros(size, bool).at[0].set(True).at[1:-1].set(inner < count - 1)
-    stretched = jnp.cumsum(starts) - 1
+    stretched = jnp.cumsum(starting_order(key, size) < count - 1) - 1
     return jnp.where(count >= size, jnp.arange(size), stretched).astype(jnp.int32)
+
+
+def starting_order(key: PRNGKeyArray, size: int) -> Int32[Array, "{size}"]:
+    """Numbers of rows: of n boxes, those with a number below n - 1 start one.
+
+    The first row always does, the last never, and those between take turns in random order.
+    """
+    inner = jax.random.permutation(key, size - 2)
+    return jnp.concatenate([jnp.array([-2]), inner, jnp.array([size])])[:size]
