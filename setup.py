@@ -17,6 +17,7 @@ MEDICAL = [
     "pylibjpeg-openjpeg>=2.3,<3",
     "pyjpegls>=1.4,<2",
 ]
+ONNX = ["onnx>=1.17,<2", "onnxruntime>=1.20,<2"]
 SERVE = ["python-multipart>=0.0.34,<0.1", "starlette>=0.46,<2", "uvicorn>=0.30,<1"]
 
 setup(
@@ -63,10 +64,13 @@ setup(
     extras_require={
         "medical": MEDICAL,
         "serve": SERVE,
+        "onnx": ONNX,
+        "openvino": [*ONNX, "openvino>=2025.0,<2027"],
         "tracking": ["mlflow-skinny>=2.14,<4"],
         "cuda": ["jax[cuda12]>=0.7,<0.12"],
         "test": [
             *MEDICAL,
+            *ONNX,
             *SERVE,
             "beartype>=0.21,<1",
             "httpx2>=2,<3",  # starlette's test client

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -14,7 +14,7 @@ from ssm_jax import sharding
 from ssm_jax.class_set import ClassSet
 from ssm_jax.classes import PAPER, unnamed
 from ssm_jax.config import ModelConfig, default_config
-from ssm_jax.models.inference import make_classify_fn, make_predict_fn
+from ssm_jax.models.inference import Predictions, make_classify_fn, make_predict_fn
 from ssm_jax.ops.masks import encode_masks
 from ssm_jax.ops.resizing import resize_bilinear, resized_shape
 
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from ssm_jax.checkpoints import CheckpointInfo
 
 PADDING_MULTIPLE = 32  # sides of a canvas are multiples of it
+# Another engine than JAX: images [B, H, W, C] and sizes [B, 2] as `make_predict_fn` takes them, but
+# not filled up to a batch size -> outputs on the host.
+Engine = Callable[[np.ndarray, np.ndarray], Predictions]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +123,7 @@ class Predictor:
         batch_size: int = 1,
         roi_batch: bool = False,
         classes: ClassSet | None = None,
+        engine: Engine | None = None,
     ):
         """Takes a model.
 
@@ -132,10 +136,12 @@ class Predictor:
           batch_size: slices a call; smaller batches are filled up, to compile only once.
           roi_batch: whether predictions hold the input of module S.
           classes: of the model; None: see `classes.unnamed`.
+          engine: runs the same model with the same thresholds and masks in place of JAX, which
+            `class_logits` uses all the same.
 
         Raises:
-          ValueError: a threshold outside [0, 1], a batch size below 1, or classes that are more or
-            fewer than the model's.
+          ValueError: a threshold outside [0, 1], a batch size below 1, classes that are more or
+            fewer than the model's, or an engine that is asked for the input of module S.
         """
         check_thresholds(score_threshold, nms_threshold)
         if batch_size < 1:
@@ -158,6 +164,9 @@ class Predictor:
         self.nms_threshold = nms_threshold
         self.masks = masks
         self.batch_size = batch_size
+        if engine and roi_batch:
+            raise ValueError("only JAX gives the input of module S; leave the engine out")
+        self._engine = engine
         self._predict = _predict_fn(model_config, masks, roi_batch, self._mesh)
 
     def __call__(self, image: np.ndarray) -> Prediction:
@@ -181,9 +190,12 @@ class Predictor:
         """
         results: dict[int, Prediction] = {}
         thresholds = (self.score_threshold, self.nms_threshold)
-        for indices, sizes, outputs in self._run(
-            images, self._predict, *thresholds, aspects=aspects
-        ):
+        if self._engine:
+            batches = self._run(images, self._engine, aspects=aspects)
+        else:
+            predict = functools.partial(self._predict, self.variables)
+            batches = self._run(images, predict, *thresholds, aspects=aspects)
+        for indices, sizes, outputs in batches:
             for row, index in enumerate(indices):
                 original = np.shape(images[index])[:2]
                 found = _in_original_pixels(outputs, row, sizes[row], original, self.classes)
@@ -192,7 +204,7 @@ class Predictor:
 
     def class_logits(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Class logits alone, [N, K] float32: `predict_batch` without the work on lesions."""
-        classify = _classify_fn(self.model_config, self._mesh)
+        classify = functools.partial(_classify_fn(self.model_config, self._mesh), self.variables)
         logits = np.zeros((len(images), self.model_config.image_classes), np.float32)
         for indices, _, outputs in self._run(images, classify):
             logits[indices] = outputs[: len(indices)]
@@ -213,13 +225,14 @@ class Predictor:
         for (*shape, dtype), members in alike.items():
             for start in range(0, len(members), self.batch_size):
                 indices = members[start : start + self.batch_size]
-                batch = np.zeros((self.batch_size, *shape), dtype)
-                sizes = np.full((self.batch_size, 2), PADDING_MULTIPLE, np.int32)
+                size = len(indices) if function is self._engine else self.batch_size
+                batch = np.zeros((size, *shape), dtype)
+                sizes = np.full((size, 2), PADDING_MULTIPLE, np.int32)
                 for row, index in enumerate(indices):
                     height, width = prepared[index].shape[:2]
                     batch[row, :height, :width] = prepared[index]
                     sizes[row] = height, width
-                outputs = function(self.variables, batch, sizes, *args)
+                outputs = function(batch, sizes, *args)
                 if pending:  # the device has work while the host looks at the batch before
                     yield *pending[:2], jax.device_get(pending[2])
                 pending = indices, sizes, outputs

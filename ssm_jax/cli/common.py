@@ -141,6 +141,17 @@ def one_line_errors(*kinds: type[BaseException]) -> Iterator[None]:
         sys.exit(f"error: not enough memory: {str(error).splitlines()[0]}")
 
 
+@contextlib.contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Turns the lack of a module that an extra installs into a ValueError that names the extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{error.name} is not installed; this needs: pip install 'ssm-jax[{extra}]'"
+        ) from error
+
+
 def slices_bar(total: int, hidden: bool) -> tqdm:
     """A progress bar of slices: in place on a terminal, elsewhere a line a minute."""
     from tqdm import tqdm

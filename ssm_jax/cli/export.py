@@ -1,25 +1,40 @@
-"""Writes a trained model as one file that runs wherever JAX does, without this package.
+"""Writes a trained model as one file that runs without this package, by JAX or as ONNX.
 
-The file is a zip of program.bin (a jax.export artifact with the weights inside, for CPU, CUDA and
-TPU) and metadata.json (the model's configuration, classes and thresholds, and what inputs and
-outputs mean). The program takes images [b, S, S], any number of slices at a time, where S is the
-model's image size, and returns class_logits, boxes, scores, labels, valid and mask_probabilities.
-The page "Predict" of the documentation has a script that runs it with jax, flatbuffers and pillow.
+Both take images, any number of slices at a time, and return class_logits, boxes, scores, labels,
+valid and mask_probabilities. The page "Export" of the documentation has a script for each.
+
+jax: a zip of program.bin (a jax.export artifact with the weights inside, for CPU, CUDA and TPU) and
+metadata.json (the model's configuration, classes and thresholds, and what inputs and outputs mean).
+Images are [b, S, S], where S is the model's image size.
+
+onnx: standard operators of opset 17, with the same facts in the file's metadata. Images are
+[b, h, w], resized so that the short side is S. Needs the extra ssm-jax[onnx].
 
 Examples:
 
     ssm-jax export --checkpoint=runs/demo --output=model.zip
     ssm-jax export --checkpoint=runs/demo --output=model.zip --score_threshold=0.5 \\
         --nomasks
+    ssm-jax export --checkpoint=runs/demo --output=model.onnx --format=onnx
+    ssm-jax export --checkpoint=runs/demo --output=small.onnx --format=onnx \\
+        --quantize=int8 --calibrate=slices/
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ssm_jax.cli import common
 from ssm_jax.cli.model import Loaded, ModelFlags
+
+if TYPE_CHECKING:
+    from ssm_jax.config import ModelConfig
+
+CALIBRATION = 64  # slices at most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,15 +43,29 @@ class Flags:
 
     Attributes:
       output: The file; must not exist.
+      format: Who runs the file: JAX, or engines that read ONNX.
       masks: Whether the program predicts masks.
       input_type: Gray values that the program takes: 0 to 255 (uint8) or 0 to 1 (float32).
+      quantize: Precision of the convolutions: none (32 bits), or int8, which is faster and finds
+        lesions a little less well.
+      calibrate: Slices that show --quantize=int8 the ranges of values: a file, folder, pattern or
+        zip as predict takes them. At most 64 of them are taken, evenly.
       model: Which model.
     """
 
     output: pathlib.Path
+    format: str = dataclasses.field(default="jax", metadata={"choices": ("jax", "onnx")})
     masks: bool = True
     input_type: str = dataclasses.field(default="uint8", metadata={"choices": ("uint8", "float32")})
+    quantize: str = dataclasses.field(default="none", metadata={"choices": ("none", "int8")})
+    calibrate: str | None = None
     model: ModelFlags
+
+    def __post_init__(self):
+        if self.quantize != "none" and self.format != "onnx":
+            raise ValueError("--quantize is for --format=onnx")
+        if (self.quantize != "none") != (self.calibrate is not None):
+            raise ValueError("--quantize=int8 and --calibrate=PATH go together; give both or none")
 
 
 def main(flags: Flags) -> None:
@@ -44,23 +73,56 @@ def main(flags: Flags) -> None:
     output = flags.output
     common.require_absent(output)
     common.start_jax()
-    from ssm_jax.interop import portable
-
     model = Loaded(flags.model)
     model.tell()
     info = model.info
-    output.parent.mkdir(parents=True, exist_ok=True)
-    facts = portable.write(
-        output,
-        model.config,
-        model.variables,
+    given: dict[str, Any] = {
         **model.thresholds,
-        masks=flags.masks,
-        input_type=flags.input_type,
-        step=info.step if info.config else None,
-        classes=info.classes,
-    )
-    images = facts["inputs"]["images"]
-    shape = ", ".join(map(str, images["shape"]))
+        "masks": flags.masks,
+        "input_type": flags.input_type,
+        "step": info.step if info.config else None,
+        "classes": info.classes,
+    }
+    if flags.format == "onnx":
+        with common.needs_extra("onnx"):
+            from ssm_jax.interop.onnx import file
+
+        if flags.calibrate is not None:
+            given["calibration"] = slices_for(model.config, flags.calibrate, flags.input_type)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        file.write(output, model.config, model.variables, **given)
+        shape = "b, h, w"
+    else:
+        from ssm_jax.interop import portable
+
+        output.parent.mkdir(parents=True, exist_ok=True)
+        facts = portable.write(output, model.config, model.variables, **given)
+        shape = ", ".join(map(str, facts["inputs"]["images"]["shape"]))
     megabytes = output.stat().st_size / 1e6
-    print(f"{info.path} -> {output} ({megabytes:.1f} MB; images [{shape}] {images['dtype']})")
+    print(f"{info.path} -> {output} ({megabytes:.1f} MB; images [{shape}] {flags.input_type})")
+
+
+def slices_for(model_config: ModelConfig, inputs: str, input_type: str) -> list[np.ndarray]:
+    """Slices as a model takes them: [h, w] each, of an input type.
+
+    Raises:
+      ValueError: none can be read.
+    """
+    from ssm_jax.predictor import prepare
+    from ssm_jax.scans.open import open_scans
+    from ssm_jax.scans.options import guarded
+
+    scans = [scan for scan in open_scans([inputs]) if not scan.error]
+    slices = [slice_ for scan in scans for slice_ in scan.slices]
+    if not slices:
+        raise ValueError(f"--calibrate={inputs}: no slice there can be read")
+    evenly = np.linspace(0, len(slices) - 1, min(len(slices), CALIBRATION)).astype(int)
+    found = []
+    for slice_ in (slices[index] for index in evenly):
+        with guarded(f"--calibrate: {slice_.name} cannot be read"):
+            shown = slice_.read()
+        sizes = (model_config.image_size, model_config.max_size)
+        gray = prepare(shown, *sizes, slice_.aspect)[..., 0]
+        gray = gray if gray.dtype == np.uint8 else gray * 255
+        found.append(np.rint(gray).astype(np.uint8) if input_type == "uint8" else gray / 255)
+    return [np.asarray(gray, input_type) for gray in found]

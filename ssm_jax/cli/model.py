@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import sys
+import tempfile
 from typing import TYPE_CHECKING, Any
 
+from ssm_jax.cli import common
 from ssm_jax.scans.options import RULES
 
 if TYPE_CHECKING:
     from ssm_jax.checkpoints import CheckpointInfo
+    from ssm_jax.interop.onnx.engines import Engine
     from ssm_jax.predictor import Predictor
 
 SHARE = {"least": 0, "most": 1}
@@ -123,6 +126,31 @@ class Loaded:
         first = f"no --checkpoint is given: the model that comes with ssm-jax, {self.box.name}"
         for line in (first, *self.box.limits, f"Its weights: {self.box.license}"):
             print(f"note: {line}", file=sys.stderr)
+
+    def engine(self, name: str, exported: pathlib.Path | None, masks: bool) -> Engine:
+        """Makes another engine than JAX ready.
+
+        Args:
+          name: a key of `interop.onnx.engines.ENGINES`.
+          exported: the file that it runs; None: one is written, read and removed.
+          masks: whether masks are asked for.
+
+        Raises:
+          ValueError: a file that is none, or does not fit the checkpoint.
+          ImportError: the engine is not installed; the message names the extra.
+        """
+        with common.needs_extra("onnx"):
+            from ssm_jax.interop.onnx import engines, file
+
+        engines.engine_library(name)  # before seconds of work
+        with tempfile.TemporaryDirectory() as folder:
+            path = exported or pathlib.Path(folder) / "model.onnx"
+            if exported is None:
+                given = {"masks": masks, "input_type": "float32", "classes": self.info.classes}
+                file.write(path, self.config, self.variables, **self.thresholds, **given)
+            engine = engines.Engine(name, path)
+        engines.check_fits(engine.facts, self.config, masks, self.thresholds)
+        return engine
 
     def facts(self) -> dict[str, str]:
         """Lines for people about the model: label and value, in reading order."""

@@ -49,6 +49,7 @@ from ssm_jax.cli.processes import ProcessFlags, join
 from ssm_jax.scans.options import InputOptions, ScanError, guarded, visible
 
 MASKS = ("none", "json", "nifti", "dicom-seg", "png")
+ENGINES = ("jax", "onnxruntime", "openvino")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +71,10 @@ class Flags(SummaryFlags):
         share of the lung. For one scan only.
       window: CT window, Hounsfield units: center and width.
       batch_size: Slices a call. Default: 1 on a CPU, 8 a device on accelerators.
+      engine: What runs the network; onnxruntime needs the extra ssm-jax[onnx], openvino the extra
+        ssm-jax[openvino], and both run on the CPU.
+      exported: ONNX file of the checkpoint for the engine to run, from ssm-jax export. Default: the
+        command makes one for itself.
       model: Which model.
       reading: How inputs are read.
       processes: Several processes that are one job.
@@ -83,6 +88,8 @@ class Flags(SummaryFlags):
     lung_mask: str | None = None
     window: tuple[float, float] = (InputOptions.window_center, InputOptions.window_width)
     batch_size: int | None = dataclasses.field(default=None, metadata={"least": 1})
+    engine: str = dataclasses.field(default="jax", metadata={"choices": ENGINES})
+    exported: pathlib.Path | None = None
     model: ModelFlags
     reading: InputOptions = dataclasses.field(metadata={"omit": ("window_center", "window_width")})
     processes: ProcessFlags
@@ -233,6 +240,8 @@ def predict(flags: Flags) -> None:
     join(flags.processes)
     options, output = flags.input_options(), flags.output_dir
     flags.kinds()  # refuses what cannot be, before minutes of work
+    if flags.exported and flags.engine == "jax":
+        raise ValueError("--exported is for --engine=onnxruntime and --engine=openvino")
     output.mkdir(parents=True, exist_ok=True)
     common.start_jax()
     import jax
@@ -250,7 +259,9 @@ def predict(flags: Flags) -> None:
     batch_size = jax.local_device_count() * (1 if jax.default_backend() == "cpu" else 8)
     if flags.batch_size:  # no larger than a scan, for it is filled up
         batch_size = min(flags.batch_size, max((len(scan.slices) for scan in scans), default=1))
-    predictor = model.predictor(masks="none" not in flags.masks, batch_size=batch_size)
+    masks = "none" not in flags.masks
+    engine = None if flags.engine == "jax" else model.engine(flags.engine, flags.exported, masks)
+    predictor = model.predictor(masks=masks, batch_size=batch_size, engine=engine)
     results = predict_all(predictor, scans, flags)
     if jax.process_index():
         return  # the first process has all results, and writes them
@@ -268,7 +279,8 @@ def predict(flags: Flags) -> None:
     if flags.report:
         from ssm_jax.report.scan import scan_report
 
-        page = scan_report(results, model.facts(), predictor.score_threshold)
+        facts = model.facts() | ({"Computed on": f"CPU with {engine.version}"} if engine else {})
+        page = scan_report(results, facts, predictor.score_threshold)
         write_text_atomically(output / flags.report, page)
     tell(results, content["slices"], output)
 

@@ -29,14 +29,14 @@ from ssm_jax.predictor import check_thresholds
 
 PROGRAM, METADATA = "program.bin", "metadata.json"
 PLATFORMS = ("cpu", "cuda", "tpu")
-INPUT_TYPES = ("uint8", "float32")
+NOTICE = "Research software. Not a medical device; not for diagnosis."
 
 _INPUT = (
     "gray CT slices of b images, windowed as those the model was trained on (a lung window), "
     "resized to fill the square; {values}"
 )
-_VALUES = {"uint8": "0 to 255", "float32": "0 to 1"}
-_OUTPUTS = {
+VALUES = {"uint8": "0 to 255", "float32": "0 to 1"}  # of pixels, by type of the input
+OUTPUTS = {
     "class_logits": "of the image classes, in their order; a softmax makes them probabilities",
     "boxes": "x1, y1, x2, y2 of the lesions, pixels of the input; by decreasing score",
     "scores": "of the boxes, 0 to 1",
@@ -77,9 +77,7 @@ def export_program(
     Raises:
       ValueError: a threshold outside [0, 1] or another input type.
     """
-    check_thresholds(score_threshold, nms_threshold)
-    if input_type not in INPUT_TYPES:
-        raise ValueError(f"input_type must be one of {', '.join(INPUT_TYPES)}, not {input_type!r}")
+    check(score_threshold, nms_threshold, input_type)
     predict = make_predict_fn(model_config, masks=masks)
     size = model_config.image_size
     thresholds = (np.float32(score_threshold), np.float32(nms_threshold))
@@ -91,12 +89,19 @@ def export_program(
         # computing with it in advance, which would round differently.
         inputs = (dict(variables), images[..., None], sizes, *thresholds)
         predictions = predict(*jax.lax.optimization_barrier(inputs))
-        outputs = {name: getattr(predictions, name) for name in _OUTPUTS}
+        outputs = {name: getattr(predictions, name) for name in OUTPUTS}
         return {name: value for name, value in outputs.items() if value is not None}
 
     (batch,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, size, size), input_type)
     return export.export(run, platforms=PLATFORMS)(images)
+
+
+def check(score_threshold: float, nms_threshold: float, input_type: str) -> None:
+    """Raises ValueError for a threshold outside [0, 1] or an input type that is not possible."""
+    check_thresholds(score_threshold, nms_threshold)
+    if input_type not in VALUES:
+        raise ValueError(f"input_type must be one of {', '.join(VALUES)}, not {input_type!r}")
 
 
 def write(
@@ -138,16 +143,9 @@ def write(
         masks=masks,
         input_type=input_type,
     )
-    named = classes or unnamed(model_config.image_classes, model_config.num_classes - 1)
     facts = {
-        **_program_facts(program, meaning=_INPUT.format(values=_VALUES[input_type])),
-        "model": dataclasses.asdict(model_config),
-        "step": step,
-        "score_threshold": score_threshold,
-        "nms_threshold": nms_threshold,
-        "image_classes": list(named.titles),
-        "lesion_classes": named.lesion_titles,
-        "classes": named.to_json(),
+        **_program_facts(program, meaning=_INPUT.format(values=VALUES[input_type])),
+        **model_facts(model_config, score_threshold, nms_threshold, step, classes),
     }
     with (
         files.replacing(path) as temporary,
@@ -158,13 +156,33 @@ def write(
     return facts
 
 
+def model_facts(
+    model_config: ModelConfig,
+    score_threshold: float,
+    nms_threshold: float,
+    step: int | None,
+    classes: ClassSet | None,
+) -> dict[str, Any]:
+    """Metadata of a model that JSON can hold; see `write` for the arguments."""
+    named = classes or unnamed(model_config.image_classes, model_config.num_classes - 1)
+    return {
+        "notice": NOTICE,
+        "model": dataclasses.asdict(model_config),
+        "step": step,
+        "score_threshold": score_threshold,
+        "nms_threshold": nms_threshold,
+        "image_classes": list(named.titles),
+        "lesion_classes": named.lesion_titles,
+        "classes": named.to_json(),
+    }
+
+
 def _program_facts(program: export.Exported, meaning: str) -> dict[str, Any]:
     """Metadata of a program, whose input has a meaning."""
     outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
     return {
         "format": "ssm_jax portable model",
         "format_version": 1,
-        "notice": "Research software. Not a medical device; not for diagnosis.",
         "platforms": list(program.platforms),
         "versions": {
             "ssm_jax": ssm_jax.__version__,
@@ -173,7 +191,7 @@ def _program_facts(program: export.Exported, meaning: str) -> dict[str, Any]:
             "calling_convention": program.calling_convention_version,
         },
         "inputs": {"images": _described(program.in_avals[0], meaning)},
-        "outputs": {name: _described(aval, _OUTPUTS[name]) for name, aval in outputs.items()},
+        "outputs": {name: _described(aval, OUTPUTS[name]) for name, aval in outputs.items()},
     }
 
 

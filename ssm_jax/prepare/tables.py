@@ -108,8 +108,7 @@ def read_csv(
     """
     table = options.labels or _only_table(source)
     files = SourceFiles(source, SUFFIXES)
-    used: dict[pathlib.Path, str] = {}
-    drafts = []
+    drafts, used = [], {}
     for row in without_repeats(read_table(table, findings), findings):
         path = find_picture(files, row.file, row.where, findings)
         if path is None:

@@ -79,7 +79,7 @@ def test_readme_script_gives_the_bits_of_predict(model, exported, tmp_path, coun
     (script,) = (
         code
         for code in re.findall(
-            r"```python\n(.*?)```", (ROOT / "docs" / "predict.md").read_text(), re.DOTALL
+            r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL
         )
         if "export.deserialize" in code
     )
@@ -103,7 +103,7 @@ def test_readme_script_gives_the_bits_of_predict(model, exported, tmp_path, coun
     expected = make_predict_fn(config)(variables, prepared, sizes, *THRESHOLDS)
     assert expected.valid.sum() > count
     with np.load(tmp_path / "found.npz") as found:
-        assert set(found.files) == set(portable._OUTPUTS)
+        assert set(found.files) == set(portable.OUTPUTS)
         for name in found.files:
             value = np.asarray(getattr(expected, name))
             assert found[name].dtype == value.dtype
@@ -138,7 +138,7 @@ def test_other_inputs_and_no_masks(model):
     program = portable.export_program(*model, masks=False, input_type="float32")
     assert str(program.in_avals[0].dtype) == "float32"
     outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
-    assert set(outputs) == set(portable._OUTPUTS) - {"mask_probabilities"}
+    assert set(outputs) == set(portable.OUTPUTS) - {"mask_probabilities"}
     with pytest.raises(ValueError, match="score_threshold must lie in"):
         portable.export_program(*model, score_threshold=1.5)
     with pytest.raises(ValueError, match="input_type must be one of uint8, float32, not 'int8'"):
