@@ -8,6 +8,7 @@ Examples:
 
     python -m benchmarks.run
     python -m benchmarks.run --suite=inference --json=inference.json
+    python -m benchmarks.run --suite=peers --page=docs/export.md
     python -m benchmarks.run --json=benchmarks/results/cpu.json --page=docs/performance.md
 """
 
@@ -23,7 +24,7 @@ import sys
 from ssm_jax.cli import common
 from ssm_jax.report.tables import escaped, markdown_table
 
-SUITES = ("inference", "training", "scaling", "processes")
+SUITES = ("inference", "training", "scaling", "peers", "processes")
 BEGIN, END = "<!-- table of benchmarks: begin -->", "<!-- table of benchmarks: end -->"
 
 
@@ -59,8 +60,12 @@ def run_suite(suite: str, repeats: int) -> list[dict]:
         cases = [*inference.stage_cases(), *inference.path_cases()]
     elif suite == "training":
         cases = training.step_cases()
-    else:
+    elif suite == "scaling":
         cases = scaling.scaling_cases()
+    else:
+        from benchmarks import peers  # needs the extra ssm-jax[onnx]
+
+        cases = peers.peer_cases()
     with tqdm(total=len(cases) * (repeats + 1), desc=suite, disable=None) as progress:
         return timing.measure(cases, repeats, progress.update)
 

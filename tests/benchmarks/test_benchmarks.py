@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import models, peers, timing
 from benchmarks import run as program
-from benchmarks import timing
 from ssm_jax.cli import common
 from ssm_jax.config import ModelConfig
+from ssm_jax.interop.onnx import file as onnx_file
 from ssm_jax.predictor import Predictor
 from tests.helpers.tiny import get_config, random_variables
 
@@ -125,3 +126,20 @@ def test_predictions_compile_nothing_after_the_first(compilations):
     predictor.score_threshold = 0.6
     predictor(slices[2])
     assert compilations() == first
+
+
+def test_cases_of_other_engines(tmp_path, monkeypatch):
+    config = ModelConfig.from_mapping(get_config().model.to_dict())
+    variables = random_variables(config)
+    images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 1), np.uint8)
+    monkeypatch.setattr(models, "slices", lambda count: images.repeat(count, 0))
+    onnx_file.write(tmp_path / "m.onnx", config, variables, 0.3)
+    part = peers.features_case("onnxruntime", "", tmp_path / "m.onnx", images[..., 0])
+    assert [array.shape for array in part.run().values()] == [(1, 256, 8, 8)]
+    predictor = Predictor(config, variables, 0.3)
+    count = config.max_detections
+    whole = peers.engine_case("onnxruntime", ", int8", count, tmp_path / "m.onnx", predictor)
+    assert len(whole.run().scores) == count
+    assert not whole.note
+    assert whole.name.startswith(f"class, boxes, masks of {count}: onnxruntime ")
+    assert peers.engine_case("onnxruntime", "", 0, tmp_path / "m.onnx", predictor).note
