@@ -35,8 +35,8 @@ from ssm_jax.training.workdir import flatten
 LIMITS = (
     "Research software, not a medical device: not for diagnosis, triage or treatment.",
     "Its lesions were learned from slices of ten patients with COVID-19 of two public collections, "
-    "all in a lung window: on other diseases, healthy lungs, other windows and other scanners it "
-    "marks what is none and misses what is there.",
+    "whose gray values were windowed or equalized beforehand: on other diseases, healthy lungs, "
+    "other windows and other scanners it marks what is none and misses what is there.",
     "Its two image classes, COVID-19 and other, were learned from pictures cut out of publications "
     "(COVID-CT), whose sources differ between the classes: on slices of a scanner the class may "
     "follow the look of the picture and not the lung. A high probability is no evidence.",
@@ -110,7 +110,9 @@ def card(
     failures: str,
 ) -> str:
     """The model card in Markdown, for the arguments of `box.write` and a text on failures."""
-    metrics = info.metrics or {}
+    metrics, run = info.metrics or {}, info.config or {}
+    chosen = bool(metrics.get("threshold_choice"))
+    chosen |= run.get("eval", {}).get("choose_threshold", "none") != "none"
     minutes = "" if info.seconds is None else f" ({info.seconds / 60:.0f} minutes)"
     return CARD.read_text(encoding="utf-8").format(
         name=name,
@@ -122,11 +124,12 @@ def card(
         minutes=minutes,
         size=model.image_size,
         limits="\n".join(f"- {line}" for line in LIMITS),
-        threshold=metrics["score_threshold"],
+        threshold=f"{metrics['score_threshold']:g}{', chosen on training slices' * chosen}",
+        branches=model.branches,
         figures=figures(metrics),
         failures=failures,
         license=box.LICENSE,
-        settings=settings(info.config or {}, model),
+        settings=settings(run, model),
     )
 
 

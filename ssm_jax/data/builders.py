@@ -101,7 +101,7 @@ class FolderBuilder(IndexedBuilder):
         listed = [folders.list_images(top / split / pictures) for split in splits]
         holding = [top / split / name for split in splits for name in cls.subfolders or ("",)]
         numbers = [top / split / NUMBERS for split in splits]
-        numbered = cls.part == "seg" and any(folder.is_dir() for folder in numbers)
+        numbered = bool(cls.subfolders) and any(folder.is_dir() for folder in numbers)
         holding += numbers if numbered else []
         # The paper's lesion classes are all in one preparation, as they always were.
         usual = PAPER_GROUPS if classes.lesion == PAPER_DATA.lesion else ()

@@ -217,7 +217,7 @@ class _Reader:
             own = str(told).strip() or None
         elif told is not None:
             self._findings.add("bad_entry", f"{where} ({field} {told!r:.40} is no text)")
-        if own and other and own != other:
+        if row and own and other and own != other:
             self._findings.add(
                 "row_conflict", f"{where} ({field} {own}, but {other} in {row.where})"
             )
@@ -249,19 +249,20 @@ class _Reader:
 
     def _size(self, entry: Mapping[str, Any], where: str) -> tuple[int, int] | None:
         """Height and width that a file says of a picture; notes what is none."""
-        size = entry.get("height"), entry.get("width")
-        if size == (None, None):
+        height, width = entry.get("height"), entry.get("width")
+        if height is None and width is None:
             return None
-        if not all(type(length) is int and length > 0 for length in size):
-            self._findings.add("bad_entry", f"{where} (height {size[0]}, width {size[1]})")
-            return None
-        return size
+        if isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0:
+            return height, width
+        self._findings.add("bad_entry", f"{where} (height {height}, width {width})")
+        return None
 
     def _outlines(
         self, one: _Json, images: Mapping[int, Mapping], lesions: Sequence[str]
     ) -> dict[int, list[Outline]]:
         """Number of a picture -> its objects; notes annotations that are none."""
-        names, found = self._names[one.path], {}
+        names = self._names[one.path]
+        found: dict[int, list[Outline]] = {}
         for place, entry in enumerate(one.content["annotations"], 1):
             where = f"{one.path.name} annotation {entry.get('id', f'number {place}')}"
             keys = {field: entry.get(field) for field in ("image_id", "category_id")}

@@ -51,8 +51,8 @@ def wrong_shape(shape: Any, image: Mapping[str, Any]) -> tuple[str, str] | None:
             for polygon in shape
         )
         return None if good else ("bad_entry", "a polygon is 3 or more pairs of numbers")
-    counts = shape.get("counts") if isinstance(shape, dict) else None
-    size = shape.get("size") if isinstance(shape, dict) else None
+    entry: Mapping[str, Any] = shape if isinstance(shape, dict) else {}
+    counts, size = entry.get("counts", 0), entry.get("size")
     whole = isinstance(counts, list) and all(type(n) is int and n >= 0 for n in counts)
     if not (isinstance(counts, str) or whole) or not isinstance(size, list) or len(size) != 2:
         return "bad_entry", "neither polygons nor run lengths with counts and size"

@@ -215,10 +215,10 @@ def _check_train(inspected: Sequence[Inspected], classes: ClassSet, findings: Fi
     present = [split for split in SPLITS if counts[split]]
     if present and ("train" not in present or len(present) == 1):
         findings.add("missing_split", f"only {', '.join(present)}")
+    kind = "empty_category"
+    named: dict[str, Values] = {one.title: one.values for one in classes.lesion}
     if inspected and inspected[0].mask is None:
         kind, named = "empty_class", {one.title: (one.number,) for one in classes.image}
-    else:
-        kind, named = "empty_category", {one.title: one.values for one in classes.lesion}
     for title, values in named.items():
         of_split = [split for split in SPLITS if any(counts[split][value] for value in values)]
         if "train" not in of_split:

@@ -8,6 +8,7 @@ import pathlib
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -135,7 +136,12 @@ class _Work:
         stem = f"{patient}_{number:04d}"
         path = draft.plain or self._save(f"{split}_{stem}.png", image)
         suffix = path.suffix.lower()
-        common = {"split": split, "listed": draft.where, "path": path, "patient": draft.patient}
+        common: dict[str, Any] = {
+            "split": split,
+            "listed": draft.where,
+            "path": path,
+            "patient": draft.patient,
+        }
         if truth is not None:
             mask = self._save(f"{split}_{stem}.mask.png", truth.mask)
             numbers = None

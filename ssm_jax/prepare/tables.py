@@ -108,7 +108,8 @@ def read_csv(
     """
     table = options.labels or _only_table(source)
     files = SourceFiles(source, SUFFIXES)
-    drafts, used = [], {}
+    used: dict[pathlib.Path, str] = {}
+    drafts = []
     for row in without_repeats(read_table(table, findings), findings):
         path = find_picture(files, row.file, row.where, findings)
         if path is None:

@@ -143,22 +143,19 @@ def _drafts(
         scan.release()
         labels.release()
 
-    drafts = []
-    for index, slice_ in enumerate(scan.slices):
-        last = index == len(scan.slices) - 1
-        drafts.append(
-            Draft(
-                f"{case.name} slice {index}",
-                slice_.read,
-                patient=case.patient,
-                split=case.split,
-                truth=functools.partial(truth, index),
-                volume=case.name,
-                number=index,
-                **({"release": release} if last else {}),
-            )
+    drafts = [
+        Draft(
+            f"{case.name} slice {index}",
+            slice_.read,
+            patient=case.patient,
+            split=case.split,
+            truth=functools.partial(truth, index),
+            volume=case.name,
+            number=index,
         )
-    return drafts
+        for index, slice_ in enumerate(scan.slices)
+    ]
+    return [*drafts[:-1], *(dataclasses.replace(draft, release=release) for draft in drafts[-1:])]
 
 
 def _pairs(source: pathlib.Path, findings: Findings) -> list[Case]:
