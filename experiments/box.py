@@ -37,10 +37,17 @@ LIMITS = (
     "Its lesions were learned from slices of ten patients with COVID-19 of two public collections, "
     "whose gray values were windowed or equalized beforehand: on other diseases, healthy lungs, "
     "other windows and other scanners it marks what is none and misses what is there.",
+    "Its figures are of a few development patients; nobody measured it in a clinic.",
+)
+NO_CLASS = "It marks lesions and tells no image class."
+PICTURES_LIMIT = (
     "Its two image classes, COVID-19 and other, were learned from pictures cut out of publications "
     "(COVID-CT), whose sources differ between the classes: on slices of a scanner the class may "
-    "follow the look of the picture and not the lung. A high probability is no evidence.",
-    "Its figures are of a few development patients; nobody measured it in a clinic.",
+    "follow the look of the picture and not the lung. A high probability is no evidence."
+)
+CLASS_DATA = (
+    "| COVID-CT, training and validation pictures (Yang et al., 2020) | image class | "
+    "research use, cite |\n"
 )
 # Figures of the card: name in metrics.json -> title.
 FIGURES = {
@@ -96,10 +103,15 @@ def main(flags: Flags) -> None:
     flags.output.parent.mkdir(parents=True, exist_ok=True)
     numbers = {k: v for k, v in info.metrics.items() if isinstance(v, int | float)}
     kept = dataclasses.replace(info, metrics=numbers)
-    size = box.write(flags.output, model, variables, kept, name, LIMITS)
+    size = box.write(flags.output, model, variables, kept, name, limits(model))
     path = flags.output.with_name(box.CARD.name)
     write_text_atomically(path, card(model, variables, info, name, failures))
     print(f"{info.path} -> {flags.output} ({size / 1e6:.1f} MB), {path}")
+
+
+def limits(model: ModelConfig) -> tuple[str, ...]:
+    """What a model is not good for, a sentence each."""
+    return (*LIMITS, PICTURES_LIMIT if model.image_classes else NO_CLASS)
 
 
 def card(
@@ -123,7 +135,12 @@ def card(
         step=info.step,
         minutes=minutes,
         size=model.image_size,
-        limits="\n".join(f"- {line}" for line in LIMITS),
+        returns=" and probabilities of two image classes: COVID-19 and other (a healthy lung or\n"
+        "another disease)"
+        if model.image_classes
+        else "",
+        class_data=CLASS_DATA if model.image_classes else "",
+        limits="\n".join(f"- {line}" for line in limits(model)),
         threshold=f"{metrics['score_threshold']:g}{', chosen on training slices' * chosen}",
         branches=model.branches,
         figures=figures(metrics),

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.box import LIMITS, Flags, figures, main
+from experiments.box import Flags, figures, limits, main
 from ssm_jax import box
 from ssm_jax.checkpoints import save_model
 from ssm_jax.config import ModelConfig
@@ -36,12 +36,18 @@ def test_the_file_and_its_card(tmp_path, monkeypatch):
     main(Flags(checkpoint=str(tmp_path / "run"), output=output, name="Tiny", failures=failures))
     monkeypatch.setattr(box, "FILE", output)
     assert box.load_model()[0] == model
-    assert box.facts() == box.Facts("Tiny", LIMITS, "CC BY-NC-SA 4.0")
+    assert box.facts() == box.Facts("Tiny", limits(model), "CC BY-NC-SA 4.0")
     text = (tmp_path / "out" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "| Infection Dice, mean over patients | 0.712 | – | 0.654 |" in text
     assert "| Accuracy of the image class | 0.846 | – | – |" in text
     assert "| Patients with lesion masks | 4 | – | – |" in text
-    for part in (*LIMITS, "Small lesions", "9 iterations (10 minutes)", "CC BY-NC-SA 4.0", "0.21"):
+    for part in (
+        *limits(model),
+        "Small lesions",
+        "9 iterations (10 minutes)",
+        "CC BY-NC-SA 4.0",
+        "0.21",
+    ):
         assert part in text
     assert "- `model.image_size`: 64" in text and "`model.max_size`: 128" in text
     assert "somebody" not in text and "`train.weight_decay`" not in text
