@@ -146,8 +146,15 @@ class Loaded:
         with tempfile.TemporaryDirectory() as folder:
             path = exported or pathlib.Path(folder) / "model.onnx"
             if exported is None:
-                given = {"masks": masks, "input_type": "float32", "classes": self.info.classes}
-                file.write(path, self.config, self.variables, **self.thresholds, **given)
+                file.write(
+                    path,
+                    self.config,
+                    self.variables,
+                    **self.thresholds,
+                    masks=masks,
+                    input_type="float32",
+                    classes=self.info.classes,
+                )
             engine = engines.Engine(name, path)
         engines.check_fits(engine.facts, self.config, masks, self.thresholds)
         return engine

@@ -49,7 +49,7 @@ class Engine:
         Raises:
           ValueError: colored slices, or floats for a file that takes bytes.
         """
-        found: dict[str, np.ndarray] = {}
+        found: dict[str, Any] = {}
         gray = self._gray(images)
         for size in np.unique(image_sizes, axis=0):
             rows = np.flatnonzero((image_sizes == size).all(axis=1))

@@ -213,7 +213,7 @@ class Graph:
         """Rows of every image: value [b, N, *] at indices [b, k] -> [b, k, *]."""
         return self.op("GatherND", value, self.expand_dims(indices, 2), batch_dims=1)
 
-    def top(self, values: Value, count: Value) -> list[Value]:
+    def top(self, values: Value, count: Value | np.ndarray) -> list[Value]:
         """The largest values [b, k] of each image and their indices; lower ones first of equals."""
         return self.several("TopK", values, count, count=2, axis=1)
 

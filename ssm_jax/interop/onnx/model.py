@@ -131,12 +131,12 @@ def gray_and_inside(graph: Graph, images: Value, input_type: str) -> tuple[Value
 def folded(kernel: Weights, norm: Tree, stats: Tree) -> tuple[Kernel, Weights]:
     """Kernel and bias of a convolution with its BN layer."""
     factor = norm["scale"] / np.sqrt(np.float64(stats["var"]) + layers.BatchNorm.epsilon)
-    return oihw(kernel * factor), np.float32(norm["bias"] - stats["mean"] * factor)
+    return oihw(kernel * factor), np.asarray(norm["bias"] - stats["mean"] * factor, np.float32)
 
 
 def oihw(kernel: Weights) -> Kernel:
     """A kernel [height, width, in, out] in ONNX's order of axes."""
-    return np.float32(kernel).transpose(3, 2, 0, 1)
+    return np.asarray(kernel, np.float32).transpose(3, 2, 0, 1)
 
 
 def backbone(graph: Graph, config: ModelConfig, params: Tree, stats: Tree, x: Value) -> Value:
@@ -195,15 +195,15 @@ def grid_anchors(graph: Graph, config: ModelConfig, features: Value) -> Value:
         graph.cast(graph.count(graph.side(features, axis)), FLOAT) * float(config.stride)
         for axis in (2, 3)
     )
-    moved = graph.expand_dims(rows, 1, 2, 3) * np.float32([0, 1, 0, 1])
-    moved = moved + graph.expand_dims(columns, 0, 2, 3) * np.float32([1, 0, 1, 0])
+    moved = graph.expand_dims(rows, 1, 2, 3) * np.array([0, 1, 0, 1], np.float32)
+    moved = moved + graph.expand_dims(columns, 0, 2, 3) * np.array([1, 0, 1, 0], np.float32)
     return graph.reshape(moved + cell, [-1, 4])
 
 
 def decode(graph: Graph, deltas: Value, references: Value, weights: box_ops.Weights) -> Value:
     """`ops.boxes.decode`."""
     left, top, right, bottom = graph.split(references, -1, 4)
-    dx, dy, dw, dh = graph.split(deltas / np.float32(weights), -1, 4)
+    dx, dy, dw, dh = graph.split(deltas / np.array(weights, np.float32), -1, 4)
 
     def ends(start: Value, end: Value, shift: Value, log_ratio: Value) -> tuple[Value, Value]:
         length = end - start
@@ -237,7 +237,8 @@ def propose(
     boxes = decode(graph, graph.take(deltas, top), references, box_ops.RPN_WEIGHTS)
     boxes = clip_to_image(graph, boxes, size)
     threshold, count = config.rpn_nms_threshold, config.rpn_post_nms
-    kept, valid = graph.nms(boxes, logits, threshold, count, lowest=np.finfo(np.float32).min)
+    lowest = float(np.finfo(np.float32).min)
+    kept, valid = graph.nms(boxes, logits, threshold, count, lowest)
     return Proposals(graph.take(boxes, kept), valid)
 
 
@@ -326,7 +327,7 @@ def detect(
     apart = decoded
     if config.num_classes > 2:  # classes moved apart by more than the image do not meet in one NMS
         longest = graph.cast(graph.op("Max", size.height, size.width), FLOAT)
-        apart = decoded + (longest + 1.0) * np.float32(lesion - 1)[:, None]
+        apart = decoded + (longest + 1.0) * (lesion - 1).astype(np.float32)[:, None]
     kept, used = graph.nms(apart, ranking, nms_threshold, config.max_detections, LEAST)
     boxes = graph.where(graph.expand_dims(used, 2), graph.take(decoded, kept), 0.0)
     scores = graph.where(used, graph.op("GatherElements", ranking, kept, axis=1), 0.0)
