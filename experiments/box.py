@@ -110,7 +110,7 @@ def main(flags: Flags) -> None:
 
 
 def limits(model: ModelConfig) -> tuple[str, ...]:
-    """What a model is not good for, a sentence each."""
+    """The limits of a model, a sentence each."""
     return (*LIMITS, PICTURES_LIMIT if model.image_classes else NO_CLASS)
 
 

@@ -16,7 +16,7 @@ COMMANDS = {
     "compare": "set evaluations side by side, beside the paper's numbers",
     "serve": "show a page on this machine that takes dropped scans",
     "export": "write a model as one file that runs without this package",
-    "prepare-data": "check a data set, your own or published, and make a folder to train on",
+    "prepare-data": "check a data set and make a folder to train on",
     "import-reference": "read weights of the reference implementation",
     "export-reference": "write weights that the reference implementation reads",
 }

@@ -48,8 +48,7 @@ class Prediction:
     """The class and the lesions of one slice; boxes and masks are in pixels of the slice as given.
 
     Attributes:
-      height: of the slice, pixels.
-      width: of the slice, pixels.
+      height, width: of the slice, pixels.
       class_logits: [K] float32, one per image class; none if the model only segments.
       class_probabilities: [K] float32, their softmax.
       predicted_class: index of the largest logit; None if the model only segments.
@@ -351,10 +350,9 @@ def _classify_fn(model_config: ModelConfig, mesh: Mesh | None):
     return sharding.jit_inference(make_classify_fn(model_config), mesh)
 
 
-def _canvas(shape: Sequence[int]) -> tuple[int, int]:
+def _canvas(shape: Sequence[int]) -> tuple[int, ...]:
     """Height and width of a slice padded to multiples of 32."""
-    height, width = (-(-side // PADDING_MULTIPLE) * PADDING_MULTIPLE for side in shape[:2])
-    return height, width
+    return tuple(-(-side // PADDING_MULTIPLE) * PADDING_MULTIPLE for side in shape[:2])
 
 
 def _in_original_pixels(
@@ -377,8 +375,7 @@ def _in_original_pixels(
     if outputs.mask_probabilities is not None:
         masks = encode_masks(outputs.mask_probabilities[row][used], boxes, height, width)
     roi_batch = None
-    if outputs.roi_batch is not None:
-        read = outputs.roi_batch
+    if (read := outputs.roi_batch) is not None:
         roi_boxes = (read.boxes[row] * scale).astype(np.float32)
         roi_batch = RoIRows(read.rows[row], roi_boxes, int(read.count[row]))
     logits = outputs.class_logits[row]

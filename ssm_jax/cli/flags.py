@@ -32,6 +32,7 @@ from typing import Any, TypeVar
 from absl import flags as absl_flags
 
 T = TypeVar("T")
+_LINE = 80  # characters that the first line of a flag has at most
 _KINDS = {bool: "", int: "N", float: "X", str: "TEXT", pathlib.Path: "PATH"}
 
 
@@ -312,11 +313,13 @@ def _entry(flag: Flag, width: int) -> Iterator[str]:
     metavar = "|".join(choices) if choices else _KINDS[flag.kind]
     if flag.several == "listed":
         metavar = ",".join([metavar] * (flag.count or 1)) + ",..." * (not flag.count)
+    text, line = flag.help, f"  --{flag.name}={metavar}"
+    if choices and len(line) > _LINE:
+        text, line = f"{text} One of {', '.join(choices)}.", f"  --{flag.name}=NAME"
     if "shown" in flag.field.metadata:
         yield f"  {flag.shown}"
     else:
-        yield f"  --[no]{flag.name}" if flag.kind is bool else f"  --{flag.name}={metavar}"
-    text = flag.help
+        yield f"  --[no]{flag.name}" if flag.kind is bool else line
     if flag.required:
         text += " Has to be given."
     elif flag.kind is bool:

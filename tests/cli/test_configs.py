@@ -89,8 +89,8 @@ def test_fields_are_changed():
         ),
         ("--config.lr=1", "'lr'; there are backbone, checkpoint, classes, data"),
         (
-            "--config.train.zzzzz=1",
-            "'train.zzzzz'; there are train.batch_size, train.cl",
+            "--config.train.qqqqq=1",
+            "'train.qqqqq'; there are train.batch_size, train.cl",
         ),
         ("--config.train.learning_rate=abc", "--config.train.learning_rate=abc"),
         ("--config.seed=1.5", "--config.seed=1.5"),

@@ -51,6 +51,7 @@ def test_the_picture_shows_slice_truth_and_prediction():
         assert (drawn[top - title : top] < 128).any()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quickly_compiled")
 def test_the_program(tmp_path, capsys):
     config = get_config()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ssm_jax.checkpoints import save_model
 from ssm_jax.classes import paper
-from ssm_jax.config import VARIANTS, ModelConfig
+from ssm_jax.config import ModelConfig
 from ssm_jax.interop import portable, reference_names
 from ssm_jax.interop.onnx import engines, file
 from ssm_jax.models.inference import make_predict_fn
@@ -81,7 +81,13 @@ def outputs_of(path, images):
 
 
 @pytest.mark.parametrize(
-    ("variant", "branches"), [*((variant, 2) for variant in VARIANTS), ("r18_2", 1)]
+    ("variant", "branches"),
+    [
+        ("r18_2", 1),
+        ("r18_3", 2),
+        ("r34_2", 2),
+        *(pytest.param(variant, 2, marks=pytest.mark.slow) for variant in ("r18_2", "r34_3")),
+    ],
 )
 def test_the_authors_predictions(variant, branches, tmp_path):
     recorded = recording(f"forward_{variant}")
@@ -191,6 +197,7 @@ def test_a_model_of_lesions_alone_without_masks(tmp_path):
     assert predictor(slices_of(1, 64, 64)[0]).predicted_class is None
 
 
+@pytest.mark.slow
 def test_convolutions_in_8_bits(few, tmp_path):
     config, variables, path = few
     images = slices_of(8, 64, 64)

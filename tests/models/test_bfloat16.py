@@ -65,6 +65,7 @@ def test_gradients_of_the_class_drift_little(variables):
 
 
 @needs_reference
+@pytest.mark.slow
 def test_features_of_the_published_size_drift_little():
     config = ModelConfig()
     with np.load(REFERENCE / "weights_r18_3.npz") as weights:

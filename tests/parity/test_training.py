@@ -195,7 +195,8 @@ class Run:
 # Name of the recording, backbone, and the iterations in it.
 RECORDED = [
     *(("train_r18_3", "r18_3", index) for index in range(4)),
-    ("train_r34_2_one_branch", "r34_2", 0),
+    # Another program to compile; two branches cover all of its code.
+    pytest.param(("train_r34_2_one_branch", "r34_2", 0), marks=pytest.mark.slow),
 ]
 
 

@@ -12,7 +12,8 @@ from ssm_jax.training.averaging import make_averaging, with_average
 from ssm_jax.training.loop import train
 from ssm_jax.training.run_checkpoints import RunCheckpoints
 from ssm_jax.training.state import TrainState
-from tests.training.test_loop import fake, fake_config, saved_steps  # noqa: F401
+from tests.training.test_interruptions import fake, fake_config  # noqa: F401
+from tests.training.test_loop import saved_steps
 from tests.training.test_run_checkpoints import small_state
 
 

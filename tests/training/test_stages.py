@@ -99,6 +99,7 @@ def test_stage_2_trains_from_stage_1(stage_1, data_dir, tmp_path):
         elsewhere.rename(stage_1[1])
 
 
+@pytest.mark.slow
 def test_two_lesion_and_two_image_classes_through_evaluation(data_dir, tmp_path, monkeypatch):
     config = tiny.get_config(data_dir)
     config.model.update(num_classes=3, image_classes=2)
