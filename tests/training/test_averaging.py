@@ -12,7 +12,7 @@ from ssm_jax.training.averaging import make_averaging, with_average
 from ssm_jax.training.loop import train
 from ssm_jax.training.run_checkpoints import RunCheckpoints
 from ssm_jax.training.state import TrainState
-from tests.training.test_interruptions import fake, fake_config  # noqa: F401
+from tests.training.test_interruptions import fake_config
 from tests.training.test_loop import saved_steps
 from tests.training.test_run_checkpoints import small_state
 
@@ -57,7 +57,7 @@ def latest(workdir, like):
         return saved.restore(like).state
 
 
-def test_a_run_evaluates_and_hands_on_the_average(fake, tmp_path, monkeypatch):  # noqa: F811
+def test_a_run_evaluates_and_hands_on_the_average(fake, tmp_path, monkeypatch):
     """And goes on from the raw weights, bit by bit, wherever it was interrupted."""
     data_dir = str(tmp_path / "data")
     plain = tmp_path / "plain"
