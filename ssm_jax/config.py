@@ -15,118 +15,14 @@ import ml_collections
 
 from ssm_jax.class_set import ClassSet
 from ssm_jax.classes import MASK_TYPES, of_run
-from ssm_jax.possible import Possible, choice, either, lists, numbers, text, whole
+from ssm_jax.possible import MODEL_VALUES, RUN_VALUES, Possible, choice, whole
 
-BACKBONES = ("resnet18", "resnet34")
-DTYPES = ("float32", "bfloat16")
-BN_STATISTICS = ("batch", "example")
-UPDATE_RULES = (1, 2, 3)
-COPY_RULES = ("best", "every_step", "ema", "never")
-SCHEDULES = ("constant", "cosine")
-THRESHOLD_RULES = ("none", "infection_dice", "ap50")  # the figure that is made largest
 # Backbones of the paper as configurations name them: depth, and residual stages kept (2: *, 3: **).
 VARIANTS = {
     "r18_2": ("resnet18", 2),
     "r18_3": ("resnet18", 3),
     "r34_2": ("resnet34", 2),
     "r34_3": ("resnet34", 3),
-}
-
-
-SHARE, COUNT = numbers(0, 1), whole(0)
-ENTRIES = Possible(lambda value: type(value) in (list, tuple), "lists, see ssm_jax.classes")
-PATH, NAME = text("\0", "paths"), text("/\\\0", "names of a subfolder", "", ".", "..")
-# What the fields of the model can be: those of a run's configuration, and those of a checkpoint's.
-MODEL_VALUES = {
-    "backbone": choice(*BACKBONES),
-    "blocks": choice(2, 3),
-    "branches": choice(1, 2),
-    "num_classes": whole(2, 256),
-    "image_classes": either(choice(0), whole(2, 256)),
-    "image_size": whole(32, 4096, multiple=32),
-    "max_size": whole(32, 8192),
-    "bn_momentum": SHARE,
-    "bn_statistics": choice(*BN_STATISTICS),
-    "anchor_sizes": lists(numbers(0, 4096, above=True)),
-    "anchor_ratios": lists(numbers(0, 1000, above=True)),
-    "rpn_pre_nms": whole(1, 1_000_000),
-    "rpn_post_nms": whole(1, 1_000_000),
-    "rpn_nms_threshold": SHARE,
-    "rpn_batch": whole(1, 1_000_000),
-    "rpn_positives": COUNT,
-    "roi_batch": whole(1, 1_000_000),
-    "roi_positives": COUNT,
-    "selection_size": whole(1, 100_000),
-    "selection_nms_threshold": SHARE,
-    "max_detections": whole(1, 100_000),
-    "dtype": choice(*DTYPES),
-}
-# The same of the other fields of a run.
-RUN_VALUES = {
-    "seed": whole(0, 2**32 - 1),
-    "init_from": PATH,
-    "backbone.init": PATH,
-    "classes.image": ENTRIES,
-    "classes.lesion": ENTRIES,
-    "classes.background": ENTRIES,
-    "data.seg_dir": PATH,
-    "data.cls_dir": PATH,
-    "data.seg_weights": PATH,
-    "data.cls_weights": PATH,
-    "data.data_dir": PATH,
-    "data.train_split": NAME,
-    "data.test_split": NAME,
-    "data.dev_share": numbers(0, 0.9),
-    "data.dev_seed": COUNT,
-    "data.mask_type": choice(*MASK_TYPES),
-    "data.min_area": COUNT,
-    "data.max_objects": whole(0, 255),
-    "data.threads": whole(1, 1024),
-    "data.prefetch": whole(0, 100_000),
-    "data.phantom.seed": COUNT,
-    "data.phantom.size": whole(1, 4096),
-    "data.phantom.seg_train": whole(1, 10_000_000),
-    "data.phantom.seg_test": whole(1, 10_000_000),
-    "data.phantom.cls_train": whole(1, 10_000_000),
-    "data.phantom.cls_test": whole(1, 10_000_000),
-    **{
-        f"data.augment.{name}": numbers(0)
-        for name in ("scale", "shift", "rotate", "gain", "offset", "gamma", "noise", "blur")
-    },
-    "data.augment.flip": SHARE,
-    "data.augment.clahe": SHARE,
-    "data.augment.crop": numbers(0, 0.9),
-    "train.batch_size": whole(1, 65_536),
-    "train.epochs": whole(1),
-    "train.max_steps": COUNT,
-    "train.learning_rate": numbers(0, above=True),
-    "train.module_s_learning_rate": numbers(0),
-    "train.schedule": choice(*SCHEDULES),
-    "train.end_learning_rate": numbers(0),
-    "train.warmup_steps": COUNT,
-    "train.classification_from": COUNT,
-    "train.weight_decay": numbers(0),
-    "train.freeze": PATH,
-    "train.lr_factors": PATH,
-    "train.pretrained": choice(False, True),
-    "train.update_rule": choice(*UPDATE_RULES),
-    "train.copy_rule": choice(*COPY_RULES),
-    "train.copy_ema": SHARE,
-    "train.ema_decay": SHARE,
-    "eval.every_steps": COUNT,
-    "eval.max_slices": COUNT,
-    "eval.batch_size": whole(1, 65_536),
-    "eval.score_threshold": SHARE,
-    "eval.choose_threshold": choice(*THRESHOLD_RULES),
-    "eval.threshold_slices": COUNT,
-    "eval.nms_threshold": SHARE,
-    "eval.bn_slices": COUNT,
-    "eval.overlays": COUNT,
-    "checkpoint.every_steps": COUNT,
-    "checkpoint.keep_last": whole(1),
-    "checkpoint.best_metric": PATH,
-    "log.every_steps": whole(1),
-    "log.tracking": choice("", "mlflow"),
 }
 
 
@@ -311,6 +207,58 @@ def paper_config(variant: str) -> ml_collections.ConfigDict:
         raise ValueError(f"there is no variant {variant!r}; choose from {', '.join(VARIANTS)}")
     config = default_config()
     config.model.backbone, config.model.blocks = VARIANTS[variant]
+    return config
+
+
+def short_run(config: ml_collections.ConfigDict) -> None:
+    """Changes what lets a CPU train a model in minutes or an hour, not the paper's fifty epochs.
+
+    For a run of a few thousand iterations or fewer from `default_config()`: a shallower backbone,
+    few RoIs (half of an iteration's time would go into the mask head), two pairs of slices an
+    iteration, BN statistics that are averaged over more iterations, and a learning rate that
+    decays. Learning rates, the number of iterations and of warm-up steps are the caller's to set.
+    """
+    model, train = config.model, config.train
+    model.blocks = 2
+    model.bn_momentum = 0.02
+    model.roi_batch, model.roi_positives = 64, 16
+    model.rpn_pre_nms, model.rpn_post_nms = 1000, 300
+    train.batch_size = 2
+    train.schedule = "cosine"
+
+
+def few_real_slices(config: ml_collections.ConfigDict) -> None:
+    """Changes what helps where some hundreds of slices of real patients are all there is.
+
+    Goes with `short_run`: slices of 256 pixels, anchors for lesions up to a quarter of the side,
+    random changes of the training slices, and BN statistics re-estimated before an evaluation.
+    """
+    config.model.image_size = 256
+    config.model.anchor_sizes = (4, 8, 16, 32, 64)
+    config.data.augment.update(flip=0.5, scale=0.2, shift=0.1, rotate=8.0)
+    config.data.augment.update(gain=0.2, gamma=0.25, clahe=0.2)
+    config.train.warmup_steps = 50
+    config.eval.bn_slices = 100
+
+
+def benchmark_config(max_steps: int, best_metric: str) -> ml_collections.ConfigDict:
+    """The paper's recipe for a comparison on real slices, at a learning rate of 1e-4.
+
+    It is evaluated three times; the score threshold is chosen on training slices for the largest
+    infection Dice.
+
+    Args:
+      max_steps: iterations in all.
+      best_metric: name of the figure of metrics.json by which the best checkpoint is kept.
+    """
+    config = default_config()
+    config.train.max_steps = max_steps
+    config.train.learning_rate = 1e-4
+    config.eval.every_steps = max_steps // 3
+    config.eval.choose_threshold = "infection_dice"
+    config.eval.threshold_slices = 200
+    config.checkpoint.every_steps = 200
+    config.checkpoint.best_metric = best_metric
     return config
 
 

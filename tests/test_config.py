@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from ssm_jax.config import MODEL_VALUES, RUN_VALUES, ModelConfig, default_config, validate
+from ssm_jax.config import ModelConfig, default_config, validate
+from ssm_jax.possible import MODEL_VALUES, RUN_VALUES
 from ssm_jax.training.loop import train
 from tests.helpers.tiny import get_config
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from ssm_jax.class_set import ClassSet
 from ssm_jax.cli import common
-from ssm_jax.config import BACKBONES
+from ssm_jax.possible import BACKBONES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ def choose_threshold(
     Args:
       source: a split with masks, of training slices.
       predictor: with masks; its score threshold is `GRID`'s first.
-      criterion: of `config.THRESHOLD_RULES`, but not "none".
+      criterion: of `possible.THRESHOLD_RULES`, but not "none".
       loading: how slices are read, and how many.
       stop: looked at between batches: true to stop.
 

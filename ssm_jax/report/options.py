@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ssm_jax.config import THRESHOLD_RULES
+from ssm_jax.possible import THRESHOLD_RULES
 
 
 def _field(default: Any, **metadata: Any) -> Any:
