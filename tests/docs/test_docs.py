@@ -94,6 +94,18 @@ def test_files_that_pages_name_exist():
     assert named and [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
+def test_tests_that_pages_name_exist():
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", text)
+    assert len(named) > 50
+    missing = [
+        f"{path}::{name}"
+        for path, name in named
+        if not re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert missing == []
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("quickly_compiled")
 def test_the_notebook_runs():

@@ -138,6 +138,16 @@ def test_pages_of_a_tiff_in_any_order(tmp_path):
         np.testing.assert_array_equal(scan.slices[k].read(), windowed(HU[k]))
 
 
+def test_pages_in_order_are_each_found_once(tmp_path, monkeypatch):
+    """Pages are found one after another: a file that is opened for each costs their sum."""
+    pages = [Image.fromarray(windowed(hu)) for hu in HU]
+    pages[0].save(tmp_path / "p.tif", save_all=True, append_images=pages[1:])
+    scan, opened, whole = only(tmp_path / "p.tif"), [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(a) or whole(*a, **k))
+    np.testing.assert_array_equal(read(scan), windowed(HU))
+    assert len(opened) == 1
+
+
 def test_of_an_animation_the_first_picture_is_read_and_that_is_said(tmp_path):
     frames = [Image.fromarray(windowed(hu)) for hu in HU[:3]]
     frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
