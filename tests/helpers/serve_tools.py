@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import pathlib
 import threading
+import time
 import zipfile
 
 from ssm_jax.scans.source import Scan
@@ -84,6 +85,51 @@ class Fake:
 
         facts = {"Checkpoint": "made up"}
         return Model(self.reading, self.predict_scan, to_json, facts, 0.5)
+
+
+class Server:
+    """A client of an application with a fake model."""
+
+    def __init__(self, **limits):
+        from ssm_jax.serve.app import Limits, make_app
+
+        self.fake = Fake()
+        self.app = make_app(self.fake.model(), Limits(**limits))
+
+    def __enter__(self):
+        from starlette.testclient import TestClient
+
+        self.client = TestClient(self.app, base_url="http://127.0.0.1:8000")
+        self.client.__enter__()
+        self.root = self.app.state.root
+        return self
+
+    def __exit__(self, *_):
+        self.fake.gate.set()
+        self.client.__exit__(None, None, None)
+
+    def send(self, *files, **options):
+        """Uploads (name, content) pairs."""
+        parts = [("file", (name, content)) for name, content in files]
+        return self.client.post("/scans", files=parts, **options)
+
+    def status(self, sent):
+        """Of an upload, as the page asks for it."""
+        return self.client.get(f"/scans/{sent.json()['id']}").json()
+
+    def finished(self, sent):
+        """The status of an upload when it is over."""
+        self.fake.gate.set()
+        for _ in range(1000):
+            status = self.status(sent)
+            if status["state"] in ("done", "failed"):
+                return status
+            time.sleep(0.01)
+        raise AssertionError(f"not over: {status}")
+
+    def stored(self):
+        """All files that the server holds."""
+        return [path for path in self.root.rglob("*") if path.is_file()]
 
 
 def zipped(path, names=("one.dcm", "two.dcm")):
