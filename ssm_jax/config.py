@@ -100,7 +100,7 @@ def default_config() -> ml_collections.ConfigDict:
     """The paper's recipe (SSM^S, ResNet-18 with three blocks) with the phantom as its data."""
     config = ml_collections.ConfigDict()
     config.seed = 0  # of initial weights, batches and all sampling
-    config.init_from = ""  # checkpoint that the run starts from: all that fits is taken
+    config.init_from = ""  # checkpoint that the run starts from, or box: all that fits is taken
     config.model = ml_collections.ConfigDict(dataclasses.asdict(ModelConfig()))
     config.backbone = ml_collections.ConfigDict()
     config.backbone.init = "random"  # or a file with a torchvision ResNet's state dict

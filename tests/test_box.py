@@ -17,6 +17,7 @@ from ssm_jax.cli.flags import parse
 from ssm_jax.cli.model import Loaded, ModelFlags
 from ssm_jax.config import ModelConfig
 from ssm_jax.predictor import Predictor
+from ssm_jax.training import initialize
 from tests.helpers.data_tools import noise, save
 from tests.helpers.tiny import get_config, random_variables
 
@@ -61,6 +62,16 @@ def test_weights_come_back_but_for_rounding(boxed):
     assert info.config["train"]["max_steps"] == 6
     assert b"somebody" not in json.dumps(info.config).encode()
     assert box.facts() == box.Facts("a tiny model", LIMITS, "CC BY-NC-SA 4.0")
+
+
+def test_a_run_can_start_from_it(boxed):
+    """Other classes than its own, too: all that fits is taken."""
+    config = get_config()
+    config.init_from = "box"
+    taken, seconds = initialize.initial_weights(config, boxed[1])
+    _, read, _ = box.load_model()
+    jax.tree.map(np.testing.assert_array_equal, taken, read)
+    assert seconds == 60
 
 
 def test_it_predicts_as_its_weights_do(boxed):

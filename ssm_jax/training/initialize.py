@@ -14,7 +14,8 @@ import ml_collections
 import numpy as np
 from flax import traverse_util
 
-from ssm_jax.checkpoints import CheckpointError, load_model
+from ssm_jax import box
+from ssm_jax.checkpoints import CheckpointError
 from ssm_jax.classes import MASK_TYPES
 from ssm_jax.config import ModelConfig, class_set, paper_config, variant_of
 from ssm_jax.interop import reference_names, weight_files
@@ -22,6 +23,7 @@ from ssm_jax.models.ssm import variable_shapes
 from ssm_jax.training.state import TrainState
 from ssm_jax.training.workdir import flatten
 
+IN_THE_BOX = "box"  # value of `init_from` that names the model that comes with the package
 # What a checkpoint hands on: all that segmentation pretraining trains.
 TAKEN = ("backbone", "fpn", "rpn", "segmentation_branch", "mask_head")
 # Fields of the model that decide what these parts are.
@@ -51,11 +53,11 @@ def initial_weights(
 ) -> tuple[dict[str, Any], float | None]:
     """Reads the weights that the configuration names.
 
-    A checkpoint (`init_from`) gives all arrays whose names and shapes the model has, whatever its
-    classes are. For the second stage of the paper's method (`train.pretrained`) it gives backbone,
-    FPN, RPN, segmentation branch, mask head and BN statistics; the classification branch, where
-    there is one, becomes a copy of the segmentation branch (paper, section 3.2). A state dict
-    (`backbone.init`) gives the backbone.
+    A checkpoint (`init_from`; "box" is the model that comes with the package) gives all arrays
+    whose names and shapes the model has, whatever its classes are. For the second stage of the
+    paper's method (`train.pretrained`) it gives backbone, FPN, RPN, segmentation branch, mask head
+    and BN statistics; the classification branch, where there is one, becomes a copy of the
+    segmentation branch (paper, section 3.2). A state dict (`backbone.init`) gives the backbone.
 
     Args:
       config: of the run.
@@ -133,12 +135,17 @@ def _how_to_make(config: ml_collections.ConfigDict) -> str:
     )
 
 
+def _path(init_from: str) -> str | None:
+    """Of the checkpoint to start from; None: the model in the box."""
+    return None if init_from == IN_THE_BOX else init_from
+
+
 def _from_checkpoint(
     config: ml_collections.ConfigDict, model: ModelConfig
 ) -> tuple[dict[str, Any], float | None]:
     where = f"config.init_from={config.init_from}"
     try:
-        found, variables, info = load_model(config.init_from)
+        found, variables, info = box.open_model(_path(config.init_from))
     except CheckpointError as error:
         raise ValueError(f"{where}: {error}; {_how_to_make(config)}") from error
     ours, theirs = dataclasses.asdict(model), dataclasses.asdict(found)
