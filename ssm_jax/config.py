@@ -117,6 +117,7 @@ def default_config() -> ml_collections.ConfigDict:
     train.max_steps = 0  # iterations; 0: epochs decide
     train.learning_rate = 1e-5  # of Adam
     train.module_s_learning_rate = 0.0  # of module S; 0: the same as the others
+    train.module_s_output_scale = 1.0  # of the initial weights of its last layer; 0: classes alike
     train.schedule = "constant"  # or cosine
     train.end_learning_rate = 0.0  # where a cosine ends, for all but module S
     train.warmup_steps = 0  # iterations over which the learning rate rises from 0

@@ -144,6 +144,7 @@ RUN_VALUES = {
     "train.max_steps": COUNT,
     "train.learning_rate": numbers(0, above=True),
     "train.module_s_learning_rate": numbers(0),
+    "train.module_s_output_scale": numbers(0),
     "train.schedule": choice(*SCHEDULES),
     "train.end_learning_rate": numbers(0),
     "train.warmup_steps": COUNT,

@@ -45,18 +45,27 @@ class TrainState(flax.struct.PyTreeNode):
         return self.average or {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create_state(model: ModelConfig, key: PRNGKeyArray) -> TrainState:
+def create_state(
+    model: ModelConfig, key: PRNGKeyArray, module_s_output_scale: float = 1.0
+) -> TrainState:
     """A fresh state.
 
     Args:
       model: whose parameters it holds.
       key: PRNG key; initializes the parameters and drives all sampling of the run.
+      module_s_output_scale: factor of the initial weights and biases of module S's last layer. As
+        the reference draws them, logits differ by about ten, a loss far above chance whose gradient
+        moves the backbone at random; with 0 all classes start alike.
 
     Returns:
       TrainState at step 0.
     """
     init_key, run_key = jax.random.split(key)
-    return state_from_variables(init_variables(model, init_key), run_key)
+    variables = init_variables(model, init_key)
+    if model.image_classes:
+        last = variables["params"]["module_s"]["logits"]
+        last.update({name: module_s_output_scale * array for name, array in last.items()})
+    return state_from_variables(variables, run_key)
 
 
 def state_from_variables(variables: dict[str, Any], key: PRNGKeyArray) -> TrainState:

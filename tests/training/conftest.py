@@ -42,7 +42,7 @@ def fake(monkeypatch):
         futures["cls"].set_result(steps.classification)
         return futures
 
-    def create(model, key):
+    def create(model, key, module_s_output_scale=1.0):
         zero = np.float32(0)
         key = np.zeros(2, np.uint32)
         return TrainState(np.int32(0), {"seen": zero}, {"mean": zero}, {"m": zero}, zero, key)

@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -12,12 +13,17 @@ from configs import pretrain, ssm, ssm2, ssm_s
 from ssm_jax.checkpoints import save_model
 from ssm_jax.config import ModelConfig, class_set, validate
 from ssm_jax.interop import reference_names, torch_writer
+from ssm_jax.models.ssm import stage
 from ssm_jax.training import initialize
 from ssm_jax.training.loop import train
-from ssm_jax.training.state import state_from_variables
+from ssm_jax.training.state import create_state, state_from_variables
 from tests.helpers import tiny
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
+def flat(tree):
+    return traverse_util.flatten_dict(tree, sep="/")
 
 
 def model_of(config):
@@ -38,6 +44,21 @@ def stage_1(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stage_1")
     save_model(folder, model, variables)
     return folder, variables
+
+
+def test_module_s_can_start_with_all_classes_alike():
+    model = validate(tiny.get_config())
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 5)), jnp.float32)
+    key = jax.random.key(0)
+    drawn, alike = create_state(model, key), create_state(model, key, module_s_output_scale=0.0)
+    logits = [
+        stage(model, {"params": state.params}, "read_class", rows) for state in (drawn, alike)
+    ]
+    assert np.ptp(logits[0], axis=1).min() > 0.1
+    np.testing.assert_array_equal(logits[1], 0)
+    different = jax.tree.map(lambda a, b: not np.array_equal(a, b), drawn.params, alike.params)
+    changed = {path for path, is_changed in flat(different).items() if is_changed}
+    assert changed == {"module_s/logits/kernel", "module_s/logits/bias"}
 
 
 def started(config):
