@@ -14,12 +14,33 @@ from ssm_jax.models.ssm import init_variables
 
 NAMES = {"r18_2": "R18*", "r18_3": "R18**", "r34_2": "R34*", "r34_3": "R34**"}
 SIZE = 512
+SMALL = {  # a model and slices of a size to try the programs out
+    "image_size": 64,
+    "max_size": 128,
+    "anchor_sizes": (8, 16),
+    "rpn_pre_nms": 32,
+    "rpn_post_nms": 16,
+    "rpn_batch": 16,
+    "rpn_positives": 8,
+    "roi_batch": 16,
+    "roi_positives": 4,
+    "selection_size": 8,
+    "max_detections": 8,
+}
+_fields: dict[str, Any] = {}
+
+
+def make_small() -> None:
+    """From here on models and slices of this module are small."""
+    global SIZE
+    SIZE = SMALL["image_size"]
+    _fields.update(SMALL)
 
 
 def model_config(variant: str = "r18_3", **fields: Any) -> ModelConfig:
     """The two-branch model on a backbone of the paper."""
     backbone, blocks = VARIANTS[variant]
-    return ModelConfig(backbone=backbone, blocks=blocks, **fields)
+    return ModelConfig(backbone=backbone, blocks=blocks, **_fields, **fields)
 
 
 @functools.lru_cache

@@ -9,6 +9,7 @@ Examples:
     python -m benchmarks.run
     python -m benchmarks.run --suite=inference --json=inference.json
     python -m benchmarks.run --suite=peers --page=docs/export.md
+    python -m benchmarks.run --suite=accelerator --table=accelerators --page=docs/performance.md
     python -m benchmarks.run --json=benchmarks/results/cpu.json --page=docs/performance.md
 """
 
@@ -24,8 +25,8 @@ import sys
 from ssm_jax.cli import common
 from ssm_jax.report.tables import escaped, markdown_table
 
-SUITES = ("inference", "training", "scaling", "peers", "processes")
-BEGIN, END = "<!-- table of benchmarks: begin -->", "<!-- table of benchmarks: end -->"
+SUITES = ("inference", "training", "scaling", "peers", "processes", "accelerator")
+MARKS = "<!-- table of {}: begin -->", "<!-- table of {}: end -->"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,12 @@ class Flags:
       suite: Rows to time; may be repeated.
       repeats: Timed runs of each row.
       json: File that takes all figures.
-      page: Markdown file that takes the tables, between the lines "<!-- table of benchmarks:
-        begin -->" and "<!-- table of benchmarks: end -->".
+      page: Markdown file that takes the tables, between the lines "<!-- table of NAME: begin -->"
+        and "<!-- table of NAME: end -->".
+      table: NAME of the tables in the page.
+      small: Small models and slices, to try a suite out: its figures mean nothing.
+      minutes: Of the suite "accelerator"; what would take longer is left out.
+      profile: Folder that takes a trace of one iteration of the suite "accelerator".
     """
 
     suite: tuple[str, ...] = dataclasses.field(
@@ -46,14 +51,23 @@ class Flags:
     repeats: int = dataclasses.field(default=7, metadata={"least": 2})
     json: pathlib.Path | None = None
     page: pathlib.Path | None = None
+    table: str = "benchmarks"
+    small: bool = False
+    minutes: float = dataclasses.field(default=4.0, metadata={"least": 0})
+    profile: pathlib.Path | None = None
 
 
-def run_suite(suite: str, repeats: int) -> list[dict]:
+def run_suite(suite: str, flags: Flags) -> list[dict]:
     """The rows of a suite; see `timing.measure` and `processes.process_rows`."""
     from tqdm import tqdm
 
-    from benchmarks import inference, processes, scaling, timing, training
+    from benchmarks import accelerator, inference, models, processes, scaling, timing, training
 
+    repeats = flags.repeats
+    if flags.small:
+        models.make_small()
+    if suite == "accelerator":
+        return accelerator.measured(repeats, flags.minutes, flags.small, flags.profile)
     if suite == "processes":
         return processes.process_rows()
     if suite == "inference":
@@ -127,9 +141,10 @@ def _cell(value: float | None, form: str) -> str:
 def main(flags: Flags) -> None:
     """The program."""
     page = flags.page
+    marks = [mark.format(flags.table) for mark in MARKS]
     if page:  # before minutes of work, not after
-        common.with_marked(page.read_text(encoding="utf-8"), BEGIN, END, "")
-    suites = {suite: run_suite(suite, flags.repeats) for suite in flags.suite}
+        common.with_marked(page.read_text(encoding="utf-8"), *marks, "")
+    suites = {suite: run_suite(suite, flags) for suite in flags.suite}
     results = {"machine": machine(), "repeats": flags.repeats, "suites": suites}
     table = markdown(results)
     print(table)
@@ -138,7 +153,7 @@ def main(flags: Flags) -> None:
         flags.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     if page:
         text = page.read_text(encoding="utf-8")
-        page.write_text(common.with_marked(text, BEGIN, END, table), encoding="utf-8")
+        page.write_text(common.with_marked(text, *marks, table), encoding="utf-8")
 
 
 if __name__ == "__main__":

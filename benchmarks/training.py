@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks import models
 from benchmarks.timing import UNIT, Case, compiled_case, gemm_case
-from ssm_jax.config import paper_config
+from ssm_jax.config import ModelConfig, paper_config
 from ssm_jax.data.batches import make_train_iterator
 from ssm_jax.data.datasets import open_datasets
 from ssm_jax.models import ssm
@@ -26,11 +26,23 @@ PIPELINE_BATCHES = 40
 
 
 class Trainer:
-    """The steps of R18** compiled for one slice each, and the state they pass on."""
+    """The steps of a model compiled for batches of a size, and the state they pass on."""
 
-    def __init__(self, batch_size: int = 1, counts: tuple[int, ...] = (8, 32)):
+    def __init__(
+        self,
+        batch_size: int = 1,
+        counts: tuple[int, ...] = (8, 32),
+        model: ModelConfig | None = None,
+    ):
+        """Compiles both steps.
+
+        Args:
+          batch_size: slices.
+          counts: keys of OBJECTS, the positives of a slice.
+          model: None: R18**.
+        """
         config = paper_config("r18_3")
-        self.model = models.model_config()
+        self.model = model or models.model_config()
         # Copies: the steps take the state for their own.
         variables = jax.tree.map(jax.numpy.copy, models.variables(self.model))
         self.state = state_from_variables(variables, jax.random.key(0))

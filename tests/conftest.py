@@ -53,3 +53,11 @@ def quickly_compiled():
         jax.config.update(option, True)
         yield
         jax.config.update(option, former)
+
+
+@pytest.fixture
+def as_on_accelerators(monkeypatch):
+    """What is traced from here on takes the path of accelerators, on the CPU."""
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent", lambda *args, default, **others: default(*args)
+    )

@@ -216,18 +216,41 @@ def predict_masks(
     predictions: Predictions,
 ) -> Float32[Array, "B D 28 28"]:
     """Mask probabilities of the detections' own classes; 0 in unused slots."""
-    boxes, labels = (ssm.pad_to_chunks(x) for x in (predictions.boxes, predictions.labels))
 
-    def add(probabilities, image, start):
-        chunk = ssm.chunk_of(boxes, image, start)
-        roi_features = roi_align(features[image], chunk, MASK_BINS, 1 / config.stride)
-        logits = ssm.stage(config, variables, "predict_masks", roi_features)
-        own = ssm.chunk_of(labels, image, start)[:, None, None, None]
-        logits = jnp.take_along_axis(logits, own, axis=-1)[..., 0]
-        at = (image, start, 0, 0)
-        return lax.dynamic_update_slice(probabilities, jax.nn.sigmoid(logits)[None], at)
+    def in_turn(features, boxes, labels, valid):
+        boxes, labels = map(ssm.pad_to_chunks, (boxes, labels))
 
-    empty = jnp.zeros((*boxes.shape[:2], MASK_SIZE, MASK_SIZE))
-    counts = predictions.valid.sum(axis=1)
-    probabilities = ssm.for_masks_in_use(counts, add, empty)[:, : predictions.valid.shape[1]]
+        def add(probabilities, image, start):
+            chunk = ssm.chunk_of(boxes, image, start)
+            roi_features = roi_align(features[image], chunk, MASK_BINS, 1 / config.stride)
+            logits = ssm.stage(config, variables, "predict_masks", roi_features)
+            own = _own_mask(logits, ssm.chunk_of(labels, image, start))
+            return lax.dynamic_update_slice(probabilities, own[None], (image, start, 0, 0))
+
+        empty = jnp.zeros((*boxes.shape[:2], MASK_SIZE, MASK_SIZE))
+        return ssm.for_masks_in_use(valid.sum(axis=1), add, empty)[:, : valid.shape[1]]
+
+    def at_once(features, boxes, labels, valid):
+        roi_features = ssm.align(config, features, boxes, MASK_BINS)
+
+        def of(chosen):
+            logits = ssm.stage(
+                config, variables, "predict_masks", roi_features[chosen], as_products=False
+            )
+            own = _own_mask(logits, labels.reshape(-1)[chosen])
+            empty = jnp.zeros((roi_features.shape[0], MASK_SIZE, MASK_SIZE))
+            return empty.at[chosen].set(own, unique_indices=True)
+
+        return ssm.with_masks_in_use(valid, of).reshape(*valid.shape, MASK_SIZE, MASK_SIZE)
+
+    detections = (predictions.boxes, predictions.labels, predictions.valid)
+    probabilities = lax.platform_dependent(features, *detections, cpu=in_turn, default=at_once)
     return jnp.where(predictions.valid[..., None, None], probabilities, 0)
+
+
+def _own_mask(
+    logits: Float[Array, "N 28 28 K"], labels: Int32[Array, "N"]
+) -> Float32[Array, "N 28 28"]:
+    """Mask probabilities of each RoI's own class."""
+    own = jnp.take_along_axis(logits, labels[:, None, None, None], axis=-1)[..., 0]
+    return jax.nn.sigmoid(own)

@@ -84,13 +84,13 @@ class MaskHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, roi_features: Float[Array, "N 14 14 256"]
+        self, roi_features: Float[Array, "N 14 14 256"], as_products: bool
     ) -> Float[Array, "N 28 28 {self.num_classes}"]:
-        """Mask logits of N RoIs, one mask for every class."""
+        """Mask logits of N RoIs, one mask for every class; see `layers.Conv3x3`."""
         init = layers.kaiming_normal_fan_out
         bias_init = layers.uniform_by_fan_in(9 * fpn.CHANNELS)
-        conv = layers.Conv3x3AsProducts(WIDTH, init, bias_init, self.dtype, name="conv")
-        x = nn.relu(conv(roi_features))
+        conv = layers.Conv3x3(WIDTH, init, bias_init, self.dtype, name="conv")
+        x = nn.relu(conv(roi_features, as_products))
         x = nn.relu(Upsample2x(WIDTH, self.dtype, name="upsample")(x))
         bias_init = layers.uniform_by_fan_in(WIDTH)
         return nn.Dense(self.num_classes, kernel_init=init, bias_init=bias_init, name="logits")(x)

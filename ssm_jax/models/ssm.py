@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -25,10 +25,13 @@ from ssm_jax.ops.anchors import cell_anchors, grid_anchors
 from ssm_jax.ops.images import gray_and_inside, normalize
 from ssm_jax.ops.roi_chunks import map_rois, roi_align_batch
 
-MASK_CHUNK = 8  # RoIs that the mask head reads at a time
+MASK_CHUNK = 8  # RoIs that the mask head reads at a time on a CPU
+# RoIs that it reads at once on an accelerator: the least of these that holds those in use, or all.
+MASK_BATCHES = (8, 32, 128, 512, 2048)
 LESION = 1  # the class whose scores and deltas module S reads (of two: ground glass)
 
 Variables = Mapping[str, Any]
+T = TypeVar("T")
 
 
 class SingleShotModel(nn.Module):
@@ -96,9 +99,11 @@ class SingleShotModel(nn.Module):
         branch = self.classification_branch if self.config.branches == 2 else None
         return (branch or self.segmentation_branch)(roi_features)
 
-    def predict_masks(self, roi_features: Float[Array, "N 14 14 256"]) -> Float[Array, "N 28 28 K"]:
-        """Mask logits of every class."""
-        return self.mask_head(roi_features)
+    def predict_masks(
+        self, roi_features: Float[Array, "N 14 14 256"], as_products: bool = True
+    ) -> Float[Array, "N 28 28 K"]:
+        """Mask logits of every class; see `layers.Conv3x3`."""
+        return self.mask_head(roi_features, as_products)
 
     def read_class(self, rows: Float[Array, "B R 5"]) -> Float[Array, "B K"]:
         """Class logits from RoI batches; of no class (K = 0) without module S."""
@@ -263,6 +268,29 @@ def for_masks_in_use(
         return body(state, image, chunk * MASK_CHUNK)
 
     return lax.fori_loop(0, ends[-1], step, init)
+
+
+def with_masks_in_use(in_use: Bool[Array, "B N"], function: Callable[[Int32[Array, "n"]], T]) -> T:
+    """Calls a function with the RoIs that have a mask, those of all images together.
+
+    It is compiled once for each number in MASK_BATCHES, so that few RoIs cost little. What
+    `for_masks_in_use` does on a CPU, this does on accelerators.
+
+    Args:
+      in_use: RoIs that have a mask.
+      function: of numbers of RoIs, counted through all images: those in use, then others that fill
+        up; returns arrays whose shapes do not depend on how many these are.
+
+    Returns:
+      What the function returns.
+    """
+    images, slots = in_use.shape
+    # The number of images is a symbol in programs for any batch size; then there is at least one.
+    known = images * slots if isinstance(images, int) else slots
+    sizes = [*(size for size in MASK_BATCHES if size < known), images * slots]
+    first = jnp.argsort(~in_use.reshape(-1), stable=True).astype(jnp.int32)
+    too_small = sum((jnp.sum(in_use) > size for size in sizes[:-1]), start=jnp.zeros((), jnp.int32))
+    return lax.switch(too_small, [lambda s=size: function(first[:s]) for size in sizes])
 
 
 def pad_to_chunks(array: Shaped[Array, "B N *n"]) -> Shaped[Array, "B M *n"]:

@@ -1,5 +1,6 @@
 """Masks: training targets cut from a label map, and predictions pasted back into the slice."""
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,6 +12,9 @@ from ssm_jax.ops import rle
 from ssm_jax.ops.roi_align import bin_weights
 
 MASK_SIZE = 28
+# Masks whose targets an accelerator computes at a time: of so many a slice of 512 x 512 pixels
+# takes 34 MB. A CPU takes one after the other.
+TARGETS_AT_ONCE = 32
 
 
 def mask_targets(
@@ -35,27 +39,44 @@ def mask_targets(
     Returns:
       Shares in [0, 1]; 0 where not valid.
     """
+    rows_at_once = functools.partial(_mask_targets, size=size)
+    return lax.platform_dependent(
+        *(instances, lax.stop_gradient(boxes), instance_ids, valid),
+        cpu=functools.partial(rows_at_once, at_once=1),
+        default=functools.partial(rows_at_once, at_once=TARGETS_AT_ONCE),
+    )
+
+
+def _mask_targets(instances, boxes, instance_ids, valid, size: int, at_once: int):
+    """`mask_targets` that computes so many rows in each turn of a loop over those in use."""
     height, width = instances.shape
     count = boxes.shape[0]
-    boxes = lax.stop_gradient(boxes)
+    boxes, instance_ids = (
+        jnp.pad(x, ((0, -count % at_once), *((0, 0),) * (x.ndim - 1)))
+        for x in (boxes, instance_ids)
+    )
 
     def axis_weights(start, end, cells):
         samples = jnp.maximum(jnp.ceil(jnp.maximum(end - start, 1.0) / size), 1).astype(jnp.int32)
         # RoIs lie inside the image, so `cells` bounds their length.
         most = -(-cells // size)
-        return bin_weights(start[None], end[None], size, cells, samples[None], most)[0]
+        return bin_weights(start, end, size, cells, samples, most)
 
-    def target(row, targets):
-        left, top, right, bottom = boxes[row]
-        mask = (instances == instance_ids[row]).astype(jnp.float32)
-        rows = axis_weights(top, bottom, height)  # [size, H]
-        columns = axis_weights(left, right, width)  # [size, W]
-        pooled = jnp.matmul(rows, mask, precision=lax.Precision.HIGHEST)
-        pooled = jnp.matmul(pooled, columns.T, precision=lax.Precision.HIGHEST)
-        return targets.at[row].set(jnp.where(valid[row], pooled, 0))
+    def add(turn, targets):
+        start = turn * at_once
+        some, ids = (lax.dynamic_slice_in_dim(x, start, at_once) for x in (boxes, instance_ids))
+        left, top, right, bottom = jnp.moveaxis(some, -1, 0)
+        masks = (instances == ids[:, None, None]).astype(jnp.float32)
+        rows = axis_weights(top, bottom, height)  # [n, size, H]
+        columns = axis_weights(left, right, width)  # [n, size, W]
+        pooled = jnp.matmul(rows, masks, precision=lax.Precision.HIGHEST)
+        pooled = jnp.matmul(pooled, columns.mT, precision=lax.Precision.HIGHEST)
+        return lax.dynamic_update_slice_in_dim(targets, pooled, start, 0)
 
     used = jnp.max(jnp.where(valid, jnp.arange(count) + 1, 0), initial=0)
-    return lax.fori_loop(0, used, target, jnp.zeros((count, size, size), jnp.float32))
+    targets = jnp.zeros((boxes.shape[0], size, size), jnp.float32)
+    targets = lax.fori_loop(0, -(-used // at_once), add, targets)[:count]
+    return jnp.where(valid[:, None, None], targets, 0)
 
 
 def encode_masks(

@@ -1,5 +1,7 @@
 """Greedy non-maximum suppression with static shapes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -8,8 +10,9 @@ from jaxtyping import Array, Bool, Float, Int32
 from ssm_jax.ops import boxes as box_ops
 
 # Boxes settled at a time. Inside a block the greedy order is found by iterating to a fixed point;
-# one block then suppresses all later boxes in a single step.
-BLOCK = 128
+# one block then suppresses all later boxes in a single step. The overlaps of a small block stay in
+# a CPU's cache; on an accelerator every turn of a loop waits for the host, so that few are better.
+CPU_BLOCK, ACCELERATOR_BLOCK = 128, 1024
 
 
 def nms(
@@ -36,12 +39,32 @@ def nms(
       Indices into `boxes` by decreasing score, 0 in unused slots; and the slots in use, which come
       first.
     """
+    valid = jnp.ones(boxes.shape[0], bool) if valid is None else valid
+
+    def in_blocks(size):
+        return functools.partial(_nms, max_outputs=max_outputs, block_size=size)
+
+    return lax.platform_dependent(
+        *map(jnp.asarray, (boxes, scores, iou_threshold, valid)),
+        cpu=in_blocks(CPU_BLOCK),
+        default=in_blocks(ACCELERATOR_BLOCK),
+    )
+
+
+def _nms(
+    boxes: Float[Array, "N 4"],
+    scores: Float[Array, "N"],
+    iou_threshold: Float[Array, ""],
+    valid: Bool[Array, "N"],
+    max_outputs: int,
+    block_size: int,
+) -> tuple[Int32[Array, "{max_outputs}"], Bool[Array, "{max_outputs}"]]:
+    """`nms` that settles `block_size` boxes at a time."""
     count = boxes.shape[0]
-    boxes, scores = jnp.asarray(boxes), jnp.asarray(scores)
-    valid = jnp.ones(count, bool) if valid is None else jnp.asarray(valid)
+    block_size = min(block_size, count)
     order = jnp.argsort(jnp.where(valid, scores, -jnp.inf), descending=True, stable=True)
-    blocks = -(-count // BLOCK)
-    padding = blocks * BLOCK - count
+    blocks = -(-count // block_size)
+    padding = blocks * block_size - count
     ranked = jnp.pad(boxes[order], ((0, padding), (0, 0)))
     alive = jnp.pad(valid[order], (0, padding))
 
@@ -51,18 +74,22 @@ def nms(
 
     def settle_block(carry):
         block, alive, total = carry
-        start = block * BLOCK
-        own = lax.dynamic_slice_in_dim(ranked, start, BLOCK)
-        overlaps = box_ops.pairwise_iou(own, ranked) > iou_threshold  # [BLOCK, blocks * BLOCK]
-        inside = lax.dynamic_slice_in_dim(overlaps, start, BLOCK, axis=1)
-        keep = _greedy_block(jnp.triu(inside, 1), lax.dynamic_slice_in_dim(alive, start, BLOCK))
-        later = jnp.arange(blocks * BLOCK) >= start + BLOCK
+        start = block * block_size
+        own = lax.dynamic_slice_in_dim(ranked, start, block_size)
+        overlaps = (
+            box_ops.pairwise_iou(own, ranked) > iou_threshold
+        )  # [block_size, blocks * block_size]
+        inside = lax.dynamic_slice_in_dim(overlaps, start, block_size, axis=1)
+        keep = _greedy_block(
+            jnp.triu(inside, 1), lax.dynamic_slice_in_dim(alive, start, block_size)
+        )
+        later = jnp.arange(blocks * block_size) >= start + block_size
         suppressed = jnp.any(overlaps & keep[:, None], axis=0) & later
         alive = lax.dynamic_update_slice_in_dim(alive & ~suppressed, keep, start, 0)
         return block + 1, alive, total + keep.sum()
 
     block, alive, _ = lax.while_loop(unfinished, settle_block, (0, alive, 0))
-    settled = alive & (jnp.arange(blocks * BLOCK) < block * BLOCK)
+    settled = alive & (jnp.arange(blocks * block_size) < block * block_size)
     # Ranks of the survivors, in order; `size` bounds them, `count` marks the unused slots.
     (ranks,) = jnp.nonzero(settled[:count], size=max_outputs, fill_value=count)
     kept = ranks < count

@@ -5,6 +5,7 @@ segmentation branch into the classification branch when its loss is the best so 
 classification step trains module S and, by update rule, the backbone.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -19,9 +20,8 @@ from jaxtyping import Array, Float, Key
 from ssm_jax import sharding
 from ssm_jax.config import ModelConfig
 from ssm_jax.models import ssm
-from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS
-from ssm_jax.ops.roi_align import roi_align
-from ssm_jax.training import losses, optimizer, patterns, targets
+from ssm_jax.models.roi_heads import BOX_BINS
+from ssm_jax.training import losses, mask_losses, optimizer, patterns, targets
 from ssm_jax.training.state import TrainState
 
 SEGMENTATION_KEY, CLASSIFICATION_KEY = 0, 1
@@ -228,50 +228,25 @@ def _mask_loss(
     batch: dict[str, Array],
     rois: targets.RoITargets,
 ) -> losses.Scalar:
-    """Mask loss of the positive RoIs.
-
-    A loop over those at hand, which a fixed number of slots could not follow backward: each turn
-    takes its share of the loss and, with it, of the gradient.
-    """
+    """Mask loss of the positive RoIs; its gradient is computed with it, see `mask_losses`."""
     slots = min(model.roi_positives, rois.boxes.shape[1])
-    wanted = ssm.pad_to_chunks(targets.mask_targets_of(batch, rois, slots))
-    boxes, labels, positive = (
-        ssm.pad_to_chunks(x[:, :slots]) for x in (rois.boxes, rois.labels, rois.positive)
-    )
+    wanted = targets.mask_targets_of(batch, rois, slots)
+    slotted = (rois.boxes, rois.labels, rois.positive)
+    boxes, labels, positive = (x[:, :slots] for x in slotted)
 
-    def of_images(features, mask_head, boxes, labels, positive, wanted):
-        counts = positive.sum(axis=1)
-        positives = sharding.total(counts.sum())
-
-        def share(image_features, mask_head, image, start):
-            chunk = ssm.chunk_of(boxes, image, start)
-            roi_features = roi_align(image_features, chunk, MASK_BINS, 1 / model.stride)
-            variables = {"params": {"mask_head": mask_head}}
-            logits = ssm.stage(model, variables, "predict_masks", roi_features)
-            return losses.mask_loss(
-                logits,
-                ssm.chunk_of(labels, image, start),
-                ssm.chunk_of(wanted, image, start),
-                ssm.chunk_of(positive, image, start),
-                positives,
-            )
-
-        def add(state, image, start):
-            loss, feature_gradient, head_gradient = state
-            part, (of_features, of_head) = jax.value_and_grad(share, (0, 1))(
-                features[image], mask_head, image, start
-            )
-            feature_gradient = feature_gradient.at[image].add(of_features)
-            return loss + part, feature_gradient, jax.tree.map(jnp.add, head_gradient, of_head)
-
-        init = (jnp.zeros(()), *jax.tree.map(jnp.zeros_like, (features, mask_head)))
-        loss, feature_gradient, head_gradient = ssm.for_masks_in_use(counts, add, init)
-        return sharding.total(loss), feature_gradient, sharding.total(head_gradient)
+    def of_images(*arrays):
+        positives = sharding.total(arrays[-1].sum())
+        loss, of_features, of_head = lax.platform_dependent(
+            *(positives, *arrays),
+            cpu=functools.partial(mask_losses.in_turn, model),
+            default=functools.partial(mask_losses.at_once, model),
+        )
+        return sharding.total(loss), of_features, sharding.total(of_head)
 
     inputs = (features, params["mask_head"])
     once, split = sharding.REPLICATED, sharding.SPLIT
     evaluated = sharding.per_device(of_images, (split, once, *(split,) * 4), (once, split, once))
-    loss, *gradients = evaluated(*lax.stop_gradient(inputs), boxes, labels, positive, wanted)
+    loss, *gradients = evaluated(*lax.stop_gradient(inputs), boxes, labels, wanted, positive)
     return _with_gradient(inputs, loss, tuple(gradients))
 
 

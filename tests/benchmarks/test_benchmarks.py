@@ -48,6 +48,16 @@ def test_flop_of_loops_and_branches():
     assert timing.flop_of(chosen, a, np.int32(0)) == 2 * once  # the dearest branch
 
 
+def test_flop_of_platforms():
+    """Of paths for several platforms that of this machine counts."""
+    a = np.ones((4, 4), np.float32)
+
+    def run(a):
+        return jax.lax.platform_dependent(a, cpu=lambda x: x @ x, default=lambda x: x @ x @ x)
+
+    assert timing.flop_of(run, a) == 2 * 4**3
+
+
 def test_measure():
     ran = []
 
@@ -94,11 +104,12 @@ def test_markdown_holds_every_row():
 
 
 def test_table_needs_its_marks():
-    text = f"before\n{program.BEGIN}\nold\n{program.END}\nafter\n"
-    written = common.with_marked(text, program.BEGIN, program.END, "new")
-    assert written == f"before\n{program.BEGIN}\n\nnew\n{program.END}\nafter\n"
+    begin, end = (mark.format("benchmarks") for mark in program.MARKS)
+    text = f"before\n{begin}\nold\n{end}\nafter\n"
+    written = common.with_marked(text, begin, end, "new")
+    assert written == f"before\n{begin}\n\nnew\n{end}\nafter\n"
     with pytest.raises(ValueError, match="no place for the table"):
-        common.with_marked("nothing", program.BEGIN, program.END, "new")
+        common.with_marked("nothing", begin, end, "new")
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import functools
 
 import flax.linen as nn
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -136,10 +137,11 @@ def test_max_pool_equals_the_window_reduction(shape):
 
 def test_convolution_as_products_equals_a_convolution():
     x = jax.random.normal(jax.random.key(0), (2, 5, 6, 4))
-    layer = layers.Conv3x3AsProducts(3, nn.initializers.normal(1), nn.initializers.normal(1))
-    variables = layer.init(jax.random.key(1), x)
+    layer = layers.Conv3x3(3, nn.initializers.normal(1), nn.initializers.normal(1))
+    variables = layer.init(jax.random.key(1), x, False)
     expected = layers.conv(3, 3).apply(variables, x)
-    np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-5)
+    for as_products in (True, False):
+        np.testing.assert_allclose(layer.apply(variables, x, as_products), expected, atol=1e-5)
 
 
 def test_upsampling_equals_a_transposed_convolution():
@@ -179,3 +181,24 @@ def test_masks_in_use_are_visited_once(counts):
     for image, count in enumerate(counts):
         visited = min(20, -(-count // ssm.MASK_CHUNK) * ssm.MASK_CHUNK)
         np.testing.assert_array_equal(visits[image], np.arange(20) < visited)
+
+
+@pytest.mark.parametrize("count", [0, 3, 8, 9, 40])
+def test_masks_in_use_make_one_batch(count):
+    """All RoIs in use, once each, in the smallest batch that holds them."""
+    in_use = np.zeros(40, bool)
+    in_use[np.random.default_rng(count).permutation(40)[:count]] = True
+
+    def visit(chosen):
+        return jnp.zeros(40, int).at[chosen].add(1), jnp.array(len(chosen))
+
+    visits, size = jax.jit(lambda x: ssm.with_masks_in_use(x, visit))(in_use.reshape(2, 20))
+    assert size == min(size for size in (8, 32, 40) if size >= count)
+    assert (np.asarray(visits)[in_use] == 1).all()
+    assert visits.sum() == size
+
+
+def test_masks_in_use_of_any_number_of_images():
+    run = jax.jit(lambda x: ssm.with_masks_in_use(x, lambda chosen: jnp.zeros(3).at[chosen].add(1)))
+    in_use = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("b"), 20), bool)
+    assert jax.export.export(run)(in_use).mlir_module().count("stablehlo.case") == 1

@@ -145,6 +145,12 @@ def test_any_boxes_in_the_image(corners):
     np.testing.assert_allclose(mask_targets(instances, boxes, ids, valid), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("at_once", [2, 3])
+def test_vmap_equals_single_images_on_accelerators(at_once, monkeypatch, as_on_accelerators):
+    monkeypatch.setattr(mask_ops, "TARGETS_AT_ONCE", at_once)
+    test_vmap_equals_single_images()
+
+
 def test_vmap_equals_single_images():
     instances = np.stack([label_map(), label_map()[::-1]])
     boxes = np.array([[[10, 4, 31, 25], [31, 8, 44, 40]], [[5, 5, 60, 40], [0, 0, 72, 48]]])

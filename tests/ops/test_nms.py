@@ -54,6 +54,18 @@ def crowded_boxes(seed, count):
     return boxes.astype(np.float32), rng.normal(size=count).astype(np.float32)
 
 
+@pytest.mark.parametrize("block_size", [7, nms_ops.CPU_BLOCK, nms_ops.ACCELERATOR_BLOCK])
+def test_size_of_blocks_changes_nothing(block_size):
+    boxes, scores = crowded_boxes(2, 300)
+    valid = np.random.default_rng(2).random(300) < 0.9
+    run = jax.jit(nms_ops._nms, static_argnums=(4, 5))
+    for threshold, most in ((0.3, 300), (0.7, 20)):
+        indices, kept = run(boxes, scores, threshold, valid, most, block_size)
+        expected = oracles.nms(boxes, scores, threshold, valid)[:most]
+        np.testing.assert_array_equal(kept, np.arange(most) < len(expected))
+        np.testing.assert_array_equal(indices[: len(expected)], expected)
+
+
 @pytest.mark.parametrize("threshold", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.9])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_random_clusters(threshold, seed):

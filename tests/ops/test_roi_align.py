@@ -139,6 +139,15 @@ def test_any_boxes(boxes, seed):
 @pytest.mark.parametrize("count", [1, 64, 66, 67, 131])
 def test_batch_equals_single_images(count):
     """Counts that chunks divide, and prime ones, which are padded."""
+    check_batch(count)
+
+
+def test_batch_on_accelerators(as_on_accelerators):
+    check_batch(67)
+
+
+def check_batch(count):
+    """Values and gradients of two images against the loops."""
     rng = np.random.default_rng(count)
     features = np.stack([random_map(4), random_map(5)])
     boxes = rng.uniform(-20, 220, (2, count, 4)).astype(np.float32)
@@ -164,6 +173,18 @@ def test_batch_equals_single_images(count):
 @pytest.mark.parametrize("count", [5, 67, 100])
 def test_map_rois(count):
     """Every box meets the features of its own image, and results keep their order."""
+    assert min(check_map_rois(count)) <= roi_chunks.CHUNK
+
+
+def test_map_rois_on_accelerators(as_on_accelerators, monkeypatch):
+    """All boxes of three images in one product."""
+    monkeypatch.setattr(roi_chunks, "IMAGES_AT_ONCE", 3)
+    assert check_map_rois(70) == {3 * 70}
+
+
+def check_map_rois(count):
+    """Three images against the loop; returns how many boxes were read at a time."""
+    sizes = set()
     rng = np.random.default_rng(0)
     features = rng.standard_normal((3, 12, 10, 2)).astype(np.float32)
     corners = rng.uniform(0, 150, (3, count, 2))
@@ -171,7 +192,7 @@ def test_map_rois(count):
     boxes = boxes.astype(np.float32)
 
     def read(pooled):
-        assert len(pooled) <= roi_chunks.CHUNK
+        sizes.add(len(pooled))
         return pooled[:, 0, 0], pooled.sum(axis=(1, 2, 3))
 
     run = jax.jit(lambda *args: roi_chunks.map_rois(read, *args, 7, 1 / 16))
@@ -181,6 +202,7 @@ def test_map_rois(count):
         own = slice(image * count, (image + 1) * count)
         np.testing.assert_allclose(first[own], expected[:, 0, 0], atol=2e-5)
         np.testing.assert_allclose(sums[own], expected.sum(axis=(1, 2, 3)), atol=1e-3)
+    return sizes
 
 
 @pytest.mark.parametrize("longest", [30, 100, 700])
