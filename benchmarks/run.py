@@ -42,7 +42,7 @@ class Flags:
       table: NAME of the tables in the page.
       small: Small models and slices, to try a suite out: its figures mean nothing.
       minutes: Of the suite "accelerator"; what would take longer is left out.
-      profile: Folder that takes a trace of one iteration of the suite "accelerator".
+      profile: Folder that takes a trace of one run of the last case of the suite "accelerator".
     """
 
     suite: tuple[str, ...] = dataclasses.field(
