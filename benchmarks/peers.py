@@ -13,6 +13,7 @@ import onnx.utils
 from benchmarks import inference, models
 from benchmarks.timing import UNIT, Case, compiled_case, gemm_case
 from ssm_jax.interop.onnx import engines, file
+from ssm_jax.interop.portable import ExportSettings
 from ssm_jax.models import ssm
 from ssm_jax.predictor import Predictor
 
@@ -39,7 +40,8 @@ def peer_cases() -> list[Case]:
             paths = {}
             for count, threshold in thresholds.items():
                 paths[count] = pathlib.Path(folder) / f"{count}.onnx"
-                file.write(paths[count], config, variables, threshold, calibration=calibration)
+                settings = ExportSettings(score_threshold=threshold)
+                file.write(paths[count], config, variables, settings, calibration)
             for name in filter(importlib.util.find_spec, engines.ENGINES):
                 cases.append(features_case(name, bits, paths[0], image[..., 0]))
                 cases += [engine_case(name, bits, n, path, predictor) for n, path in paths.items()]

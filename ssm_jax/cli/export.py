@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -75,31 +75,27 @@ def main(flags: Flags) -> None:
     common.start_jax()
     model = Loaded(flags.model)
     model.tell()
-    info = model.info
-    given: dict[str, Any] = {
-        **model.thresholds,
-        "masks": flags.masks,
-        "input_type": flags.input_type,
-        "step": info.step if info.config else None,
-        "classes": info.classes,
-    }
+    settings = model.export_settings(flags.masks, flags.input_type)
     if flags.format == "onnx":
         with common.needs_extra("onnx"):
             from ssm_jax.interop.onnx import file
 
+        calibration: list[np.ndarray] = []
         if flags.calibrate is not None:
-            given["calibration"] = slices_for(model.config, flags.calibrate, flags.input_type)
+            calibration = slices_for(model.config, flags.calibrate, flags.input_type)
         output.parent.mkdir(parents=True, exist_ok=True)
-        file.write(output, model.config, model.variables, **given)
+        file.write(output, model.config, model.variables, settings, calibration)
         shape = "b, h, w"
     else:
         from ssm_jax.interop import portable
 
         output.parent.mkdir(parents=True, exist_ok=True)
-        facts = portable.write(output, model.config, model.variables, **given)
+        facts = portable.write(output, model.config, model.variables, settings)
         shape = ", ".join(map(str, facts["inputs"]["images"]["shape"]))
     megabytes = output.stat().st_size / 1e6
-    print(f"{info.path} -> {output} ({megabytes:.1f} MB; images [{shape}] {flags.input_type})")
+    print(
+        f"{model.info.path} -> {output} ({megabytes:.1f} MB; images [{shape}] {flags.input_type})"
+    )
 
 
 def slices_for(model_config: ModelConfig, inputs: str, input_type: str) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from ssm_jax.scans.options import RULES
 if TYPE_CHECKING:
     from ssm_jax.checkpoints import CheckpointInfo
     from ssm_jax.interop.onnx.engines import Engine
+    from ssm_jax.interop.portable import ExportSettings
     from ssm_jax.predictor import Predictor
 
 SHARE = {"least": 0, "most": 1}
@@ -127,6 +128,18 @@ class Loaded:
         for line in (first, *self.box.limits, f"Its weights: {self.box.license}"):
             print(f"note: {line}", file=sys.stderr)
 
+    def export_settings(self, masks: bool, input_type: str) -> ExportSettings:
+        """How an exported file of this model predicts, and what it tells; see `ExportSettings`."""
+        from ssm_jax.interop.portable import ExportSettings
+
+        return ExportSettings(
+            **self.thresholds,
+            masks=masks,
+            input_type=input_type,
+            step=self.info.step if self.info.config else None,
+            classes=self.info.classes,
+        )
+
     def engine(self, name: str, exported: pathlib.Path | None, masks: bool) -> Engine:
         """Makes another engine than JAX ready.
 
@@ -146,15 +159,8 @@ class Loaded:
         with tempfile.TemporaryDirectory() as folder:
             path = exported or pathlib.Path(folder) / "model.onnx"
             if exported is None:
-                file.write(
-                    path,
-                    self.config,
-                    self.variables,
-                    **self.thresholds,
-                    masks=masks,
-                    input_type="float32",
-                    classes=self.info.classes,
-                )
+                settings = self.export_settings(masks, "float32")
+                file.write(path, self.config, self.variables, settings)
             engine = engines.Engine(name, path)
         engines.check_fits(engine.facts, self.config, masks, self.thresholds)
         return engine

@@ -47,13 +47,38 @@ OUTPUTS = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class ExportSettings:
+    """How an exported file predicts, and what it tells of its model.
+
+    Attributes:
+      score_threshold: detections have a larger score, in [0, 1].
+      nms_threshold: IoU above which the lower-scored box is dropped, in [0, 1].
+      masks: whether masks are predicted.
+      input_type: of the pixels it takes: "uint8" (0 to 255) or "float32" (0 to 1).
+      step: iterations that the model was trained for, if known.
+      classes: of the model; None: see `classes.unnamed`.
+
+    Raises:
+      ValueError: a threshold outside [0, 1] or another input type.
+    """
+
+    score_threshold: float = 0.75
+    nms_threshold: float = 0.5
+    masks: bool = True
+    input_type: str = "uint8"
+    step: int | None = None
+    classes: ClassSet | None = None
+
+    def __post_init__(self):
+        check_thresholds(self.score_threshold, self.nms_threshold)
+        if self.input_type not in VALUES:
+            allowed = ", ".join(VALUES)
+            raise ValueError(f"input_type must be one of {allowed}, not {self.input_type!r}")
+
+
 def export_program(
-    model_config: ModelConfig,
-    variables: Mapping[str, Any],
-    score_threshold: float = 0.75,
-    nms_threshold: float = 0.5,
-    masks: bool = True,
-    input_type: str = "uint8",
+    model_config: ModelConfig, variables: Mapping[str, Any], settings: ExportSettings
 ) -> export.Exported:
     """Inference as a program of its own, for any batch size and for `PLATFORMS`.
 
@@ -63,24 +88,17 @@ def export_program(
     Args:
       model_config: the model.
       variables: {"params": ..., "batch_stats": ...}; they become part of the program.
-      score_threshold: detections have a larger score, in [0, 1].
-      nms_threshold: IoU above which the lower-scored box is dropped, in [0, 1].
-      masks: whether to predict masks.
-      input_type: "uint8" (0 to 255) or "float32" (0 to 1).
+      settings: thresholds, input type, and whether to predict masks.
 
     Returns:
       A program of images [b, S, S], S being the model's `image_size`. It returns a dict of
       class_logits [b, K] float32, boxes [b, D, 4] float32, scores [b, D] float32, labels [b, D]
       int32, valid [b, D] bool and, with masks, mask_probabilities [b, D, 28, 28] float32; see
       `models.inference.Predictions`.
-
-    Raises:
-      ValueError: a threshold outside [0, 1] or another input type.
     """
-    check(score_threshold, nms_threshold, input_type)
-    predict = make_predict_fn(model_config, masks=masks)
+    predict = make_predict_fn(model_config, masks=settings.masks)
     size = model_config.image_size
-    thresholds = (np.float32(score_threshold), np.float32(nms_threshold))
+    thresholds = (np.float32(settings.score_threshold), np.float32(settings.nms_threshold))
 
     @jax.jit
     def run(images):
@@ -93,59 +111,34 @@ def export_program(
         return {name: value for name, value in outputs.items() if value is not None}
 
     (batch,) = export.symbolic_shape("b")
-    images = jax.ShapeDtypeStruct((batch, size, size), input_type)
+    images = jax.ShapeDtypeStruct((batch, size, size), settings.input_type)
     return export.export(run, platforms=PLATFORMS)(images)
-
-
-def check(score_threshold: float, nms_threshold: float, input_type: str) -> None:
-    """Raises ValueError for a threshold outside [0, 1] or an input type that is not possible."""
-    check_thresholds(score_threshold, nms_threshold)
-    if input_type not in VALUES:
-        raise ValueError(f"input_type must be one of {', '.join(VALUES)}, not {input_type!r}")
 
 
 def write(
     path: str | os.PathLike,
     model_config: ModelConfig,
     variables: Mapping[str, Any],
-    score_threshold: float = 0.75,
-    nms_threshold: float = 0.5,
-    masks: bool = True,
-    input_type: str = "uint8",
-    step: int | None = None,
-    classes: ClassSet | None = None,
+    settings: ExportSettings,
 ) -> dict[str, Any]:
     """Writes a model as one file, never a part of it.
 
     Args:
       path: of the file; replaced.
-      model_config: see `export_program`, as for the next five.
-      variables: the weights.
-      score_threshold: in [0, 1].
-      nms_threshold: in [0, 1].
-      masks: whether to predict masks.
-      input_type: "uint8" or "float32".
-      step: iterations that the model was trained for, if known.
-      classes: of the model; None: see `classes.unnamed`.
+      model_config: the model.
+      variables: {"params": ..., "batch_stats": ...}; they become part of the file.
+      settings: how it predicts, and what the metadata tell.
 
     Returns:
       The metadata in the file.
 
     Raises:
-      ValueError: as `export_program`.
       OSError: the file cannot be written.
     """
-    program = export_program(
-        model_config,
-        variables,
-        score_threshold=score_threshold,
-        nms_threshold=nms_threshold,
-        masks=masks,
-        input_type=input_type,
-    )
+    program = export_program(model_config, variables, settings)
     facts = {
-        **_program_facts(program, meaning=_INPUT.format(values=VALUES[input_type])),
-        **model_facts(model_config, score_threshold, nms_threshold, step, classes),
+        **_program_facts(program, meaning=_INPUT.format(values=VALUES[settings.input_type])),
+        **model_facts(model_config, settings),
     }
     with (
         files.replacing(path) as temporary,
@@ -156,21 +149,15 @@ def write(
     return facts
 
 
-def model_facts(
-    model_config: ModelConfig,
-    score_threshold: float,
-    nms_threshold: float,
-    step: int | None,
-    classes: ClassSet | None,
-) -> dict[str, Any]:
-    """Metadata of a model that JSON can hold; see `write` for the arguments."""
-    named = classes or unnamed(model_config.image_classes, model_config.num_classes - 1)
+def model_facts(model_config: ModelConfig, settings: ExportSettings) -> dict[str, Any]:
+    """Metadata of a model and of how it predicts; JSON can hold them."""
+    named = settings.classes or unnamed(model_config.image_classes, model_config.num_classes - 1)
     return {
         "notice": NOTICE,
         "model": dataclasses.asdict(model_config),
-        "step": step,
-        "score_threshold": score_threshold,
-        "nms_threshold": nms_threshold,
+        "step": settings.step,
+        "score_threshold": settings.score_threshold,
+        "nms_threshold": settings.nms_threshold,
         "image_classes": list(named.titles),
         "lesion_classes": named.lesion_titles,
         "classes": named.to_json(),

@@ -14,6 +14,7 @@ from benchmarks import run as program
 from ssm_jax.cli import common
 from ssm_jax.config import ModelConfig
 from ssm_jax.interop.onnx import file as onnx_file
+from ssm_jax.interop.portable import ExportSettings
 from ssm_jax.predictor import Predictor
 from tests.helpers.tiny import get_config, random_variables
 
@@ -144,7 +145,7 @@ def test_cases_of_other_engines(tmp_path, monkeypatch):
     variables = random_variables(config)
     images = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 1), np.uint8)
     monkeypatch.setattr(models, "slices", lambda count: images.repeat(count, 0))
-    onnx_file.write(tmp_path / "m.onnx", config, variables, 0.3)
+    onnx_file.write(tmp_path / "m.onnx", config, variables, ExportSettings(0.3))
     part = peers.features_case("onnxruntime", "", tmp_path / "m.onnx", images[..., 0])
     assert [array.shape for array in part.run().values()] == [(1, 256, 8, 8)]
     predictor = Predictor(config, variables, 0.3)

@@ -16,6 +16,7 @@ from ssm_jax.classes import paper
 from ssm_jax.config import ModelConfig
 from ssm_jax.interop import portable, reference_names
 from ssm_jax.interop.onnx import engines, file
+from ssm_jax.interop.portable import ExportSettings
 from ssm_jax.models.inference import make_predict_fn
 from ssm_jax.ops import roi_batch
 from ssm_jax.ops.masks import encode_masks
@@ -94,7 +95,7 @@ def test_the_authors_predictions(variant, branches, tmp_path):
     config = config_of(recorded, variant, branches)
     path = tmp_path / "model.onnx"
     variables = variables_of(config, int(recorded["weights_seed"]))
-    file.write(path, config, variables, *thresholds_of(recorded))
+    file.write(path, config, variables, ExportSettings(*thresholds_of(recorded)))
     found = outputs_of(path, slice_of(recorded)[None])
     assert set(found) == set(portable.OUTPUTS)
     logits = recorded[f"class_logits_{branches}"]
@@ -118,7 +119,8 @@ def test_an_engine_in_the_predictor(name, tmp_path):
     config = config_of(recorded, "r18_3")
     variables = variables_of(config, int(recorded["weights_seed"]))
     path = tmp_path / "model.onnx"
-    file.write(path, config, variables, *thresholds_of(recorded), input_type="float32")
+    settings = ExportSettings(*thresholds_of(recorded), input_type="float32")
+    file.write(path, config, variables, settings)
     engine = engines.Engine(name, path)
     predictor = Predictor(config, variables, *thresholds_of(recorded), batch_size=4, engine=engine)
     other = slices_of(1, 96, 100)[0]
@@ -136,7 +138,8 @@ def few(tmp_path_factory):
     """Configuration, variables and file of a model of two lesion classes."""
     path = tmp_path_factory.mktemp("onnx") / "few.onnx"
     model = seeded_model(FEW)
-    file.write(path, *model, *THRESHOLDS, step=7, classes=paper(mask_type="both"))
+    settings = ExportSettings(*THRESHOLDS, step=7, classes=paper(mask_type="both"))
+    file.write(path, *model, settings)
     return *model, path
 
 
@@ -189,7 +192,8 @@ def test_a_file_tells_what_it_is(few):
 
 def test_a_model_of_lesions_alone_without_masks(tmp_path):
     config, variables = seeded_model({**TINY, "branches": 1, "image_classes": 0})
-    file.write(tmp_path / "m.onnx", config, variables, masks=False, input_type="float32")
+    settings = ExportSettings(masks=False, input_type="float32")
+    file.write(tmp_path / "m.onnx", config, variables, settings)
     found = outputs_of(tmp_path / "m.onnx", np.float32(slices_of(1, 64, 64) / 255))
     assert set(found) == {"boxes", "scores", "labels", "valid"}
     engine = engines.Engine("onnxruntime", tmp_path / "m.onnx")
@@ -202,7 +206,7 @@ def test_convolutions_in_8_bits(few, tmp_path):
     config, variables, path = few
     images = slices_of(8, 64, 64)
     small = tmp_path / "small.onnx"
-    file.write(small, config, variables, *THRESHOLDS, calibration=list(images[:6]))
+    file.write(small, config, variables, ExportSettings(*THRESHOLDS), list(images[:6]))
     assert file.read_facts(small)["convolutions"] == "int8"
     assert small.stat().st_size < 0.7 * path.stat().st_size
     model = onnx.load(small)

@@ -17,6 +17,7 @@ from ssm_jax.checkpoints import save_model
 from ssm_jax.classes import paper
 from ssm_jax.config import ModelConfig
 from ssm_jax.interop import portable
+from ssm_jax.interop.portable import ExportSettings
 from ssm_jax.models.inference import make_predict_fn
 from ssm_jax.predictor import prepare
 from tests.helpers.programs import ROOT, run
@@ -135,20 +136,19 @@ def test_metadata(exported):
 
 
 def test_other_inputs_and_no_masks(model):
-    program = portable.export_program(*model, masks=False, input_type="float32")
+    program = portable.export_program(*model, ExportSettings(masks=False, input_type="float32"))
     assert str(program.in_avals[0].dtype) == "float32"
     outputs = jax.tree.unflatten(program.out_tree, program.out_avals)
     assert set(outputs) == set(portable.OUTPUTS) - {"mask_probabilities"}
     with pytest.raises(ValueError, match="score_threshold must lie in"):
-        portable.export_program(*model, score_threshold=1.5)
+        ExportSettings(score_threshold=1.5)
     with pytest.raises(ValueError, match="input_type must be one of uint8, float32, not 'int8'"):
-        portable.export_program(*model, input_type="int8")
+        ExportSettings(input_type="int8")
 
 
 def test_lesion_classes_and_step_are_told(model, tmp_path):
-    facts = portable.write(
-        tmp_path / "m", *model, masks=False, step=7, classes=paper(mask_type="ggo")
-    )
+    settings = ExportSettings(masks=False, step=7, classes=paper(mask_type="ggo"))
+    facts = portable.write(tmp_path / "m", *model, settings)
     assert facts["lesion_classes"] == {1: "ground glass"}
     assert facts["step"] == 7
     assert [path.name for path in tmp_path.iterdir()] == ["m"]

@@ -13,7 +13,6 @@ from onnx import helper
 
 import ssm_jax
 from ssm_jax import files
-from ssm_jax.class_set import ClassSet
 from ssm_jax.config import ModelConfig
 from ssm_jax.interop import portable
 from ssm_jax.interop.onnx import model, quantize
@@ -29,12 +28,7 @@ def write(
     path: str | os.PathLike,
     model_config: ModelConfig,
     variables: Mapping[str, Any],
-    score_threshold: float = 0.75,
-    nms_threshold: float = 0.5,
-    masks: bool = True,
-    input_type: str = "uint8",
-    step: int | None = None,
-    classes: ClassSet | None = None,
+    settings: portable.ExportSettings,
     calibration: Sequence[np.ndarray] = (),
 ) -> dict[str, Any]:
     """Writes inference as standard ONNX operators, computed in float32.
@@ -47,33 +41,26 @@ def write(
       path: of the file; replaced.
       model_config: the model.
       variables: {"params": ..., "batch_stats": ...}; they become part of the file.
-      score_threshold: detections have a larger score, in [0, 1].
-      nms_threshold: IoU above which the lower-scored box is dropped, in [0, 1].
-      masks: whether to predict masks.
-      input_type: "uint8" (0 to 255) or "float32" (0 to 1).
-      step: iterations that the model was trained for, if known.
-      classes: of the model; None: see `classes.unnamed`.
+      settings: how it predicts, and what the metadata tell.
       calibration: slices [h, w] of the input type: convolutions are done in 8 bits, whose ranges
-        are those of these slices. None: all is done in float32.
+        are those of these slices. Empty: all is done in float32.
 
     Returns:
       The metadata in the file: each entry is there under its name, as JSON.
 
     Raises:
-      ValueError: a threshold outside [0, 1] or another input type.
       OSError: the file cannot be written.
     """
-    portable.check(score_threshold, nms_threshold, input_type)
-    graph = model.build(model_config, variables, score_threshold, nms_threshold, masks, input_type)
+    graph = model.build(model_config, variables, settings)
     if len(calibration):
         graph = quantize.quantized(graph, calibration)
     facts = {
         "format": FORMAT,
         "format_version": 1,
-        **portable.model_facts(model_config, score_threshold, nms_threshold, step, classes),
-        "input_type": input_type,
+        **portable.model_facts(model_config, settings),
+        "input_type": settings.input_type,
         "convolutions": "int8" if len(calibration) else "float32",
-        "inputs": {"images": _INPUT.format(values=portable.VALUES[input_type])},
+        "inputs": {"images": _INPUT.format(values=portable.VALUES[settings.input_type])},
         "outputs": {x.name: portable.OUTPUTS[x.name] for x in graph.graph.output},
     }
     helper.set_model_props(graph, {name: json.dumps(value) for name, value in facts.items()})

@@ -16,6 +16,7 @@ import onnx
 
 from ssm_jax.config import ModelConfig
 from ssm_jax.interop.onnx.graph import BOOL, FLOAT, INT32, INT64, Graph, Kernel, Value, Weights
+from ssm_jax.interop.portable import ExportSettings
 from ssm_jax.models import layers, resnet
 from ssm_jax.models.roi_heads import BOX_BINS, MASK_BINS
 from ssm_jax.models.ssm import LESION
@@ -61,21 +62,15 @@ class Detections(NamedTuple):
     valid: Value
 
 
-def build(
-    config: ModelConfig,
-    variables: Tree,
-    score_threshold: float,
-    nms_threshold: float,
-    masks: bool,
-    input_type: str,
-) -> onnx.ModelProto:
+def build(config: ModelConfig, variables: Tree, settings: ExportSettings) -> onnx.ModelProto:
     """The graph of a model; see `file.write` for the arguments, the inputs and the outputs."""
+    thresholds = (settings.score_threshold, settings.nms_threshold)
     graph = Graph()
     variables = jax.tree.map(np.asarray, dict(variables))
     params, stats = variables["params"], variables["batch_stats"]
-    kind = {"uint8": onnx.TensorProto.UINT8, "float32": FLOAT}[input_type]
+    kind = {"uint8": onnx.TensorProto.UINT8, "float32": FLOAT}[settings.input_type]
     images = graph.input("images", kind, ["b", "h", "w"])
-    pixels, size = gray_and_inside(graph, images, input_type)
+    pixels, size = gray_and_inside(graph, images, settings.input_type)
     with graph.part("backbone"):
         features = backbone(graph, config, params["backbone"], stats["backbone"], pixels)
     with graph.part("fpn"):
@@ -96,13 +91,13 @@ def build(
             logits = module_s(graph, params["module_s"], rows)
         graph.output("class_logits", logits, FLOAT, ["b", config.image_classes])
     with graph.part("detections"):
-        found = detect(graph, config, segmented, proposals, size, score_threshold, nms_threshold)
+        found = detect(graph, config, segmented, proposals, size, *thresholds)
     slots: list[int | str] = ["b", config.max_detections]
     graph.output("boxes", found.boxes, FLOAT, [*slots, 4])
     graph.output("scores", found.scores, FLOAT, slots)
     graph.output("labels", found.labels, INT32, slots)
     graph.output("valid", found.valid, BOOL, slots)
-    if masks:
+    if settings.masks:
         with graph.part("mask_head"):
             probabilities = predict_masks(graph, config, params["mask_head"], features, found)
         shape = [*slots, MASK_SIZE, MASK_SIZE]
