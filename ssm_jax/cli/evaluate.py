@@ -2,9 +2,10 @@
 
 Writes into the output folder: metrics.json (all figures with bootstrap intervals), report.html (a
 page that needs no other file), predictions.json and predictions_bbox.json (COCO results of masks
-and of boxes), truth.json (COCO instances), and classes.json (class probabilities of every slice).
-Slices come from the data that the checkpoint's run used (the phantom for imported weights), or from
---seg_dir and --cls_dir. `ssm-jax compare` sets several evaluations side by side.
+and of boxes), truth.json (COCO instances), and image_probabilities.json (of every slice: its class,
+the predicted one, and the probabilities of all). Slices come from the data that the checkpoint's
+run used (the phantom for imported weights), or from --seg_dir and --cls_dir. `ssm-jax compare` sets
+several evaluations side by side.
 
 Examples:
 

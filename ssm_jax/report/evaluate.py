@@ -38,7 +38,7 @@ METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.json"
 BOXES_FILE = "predictions_bbox.json"
 TRUTH_FILE = "truth.json"
-CLASSES_FILE = "classes.json"
+PROBABILITIES_FILE = "image_probabilities.json"
 REPORT_FILE = "report.html"
 UNREAD_SLICES = 16  # of the phantom's training split, where only its test split is wanted
 
@@ -50,7 +50,8 @@ def evaluate_checkpoint(
 
     Writes metrics.json (what is returned), predictions.json and predictions_bbox.json (COCO
     results: masks, and boxes; one list of both would make pycocotools measure masks by their
-    boxes), truth.json (COCO instances), classes.json and report.html.
+    boxes), truth.json (COCO instances), image_probabilities.json (the classes of every slice that
+    has one) and report.html.
 
     Args:
       checkpoint: a run's working directory, its folder of checkpoints, or the folder of one step.
@@ -160,7 +161,7 @@ def sources_of(
       options: split and parts are read.
 
     Returns:
-      Part ("seg", "cls") -> the split to evaluate, and the same of the split to train on.
+      By part ("seg", "cls"): the split to evaluate; and by part: the split to train on.
 
     Raises:
       DataError: unusable data, or a split that is not there.
@@ -274,15 +275,15 @@ def _write(
         else:
             (output / name).unlink(missing_ok=True)
     if evaluator.labels:
-        write_json(output / CLASSES_FILE, _classes(evaluator))
+        write_json(output / PROBABILITIES_FILE, _image_probabilities(evaluator))
     else:
-        (output / CLASSES_FILE).unlink(missing_ok=True)
+        (output / PROBABILITIES_FILE).unlink(missing_ok=True)
     write_text_atomically(output / REPORT_FILE, report(result, shown))
     # Last: where it is, everything is.
     write_json(output / METRICS_FILE, result)
 
 
-def _classes(evaluator: Evaluator) -> list[dict[str, Any]]:
+def _image_probabilities(evaluator: Evaluator) -> list[dict[str, Any]]:
     """One entry a classification slice."""
     names = evaluator.image_classes
     columns = (evaluator.cls_files, evaluator.labels, evaluator.predicted, evaluator.probabilities)

@@ -79,7 +79,7 @@ def content(folder, name):
 def test_what_is_written(evaluated, run, folders):
     output, result = evaluated
     assert sorted(path.name for path in output.iterdir()) == [
-        *("classes.json", "metrics.json", "predictions.json", "predictions_bbox.json"),
+        *("image_probabilities.json", "metrics.json", "predictions.json", "predictions_bbox.json"),
         *("report.html", "truth.json"),
     ]
     assert content(output, "metrics.json") == result
@@ -141,7 +141,7 @@ def test_figures_equal_those_of_single_predictions(evaluated, run):
         rows.append(per_image_ap.average_precisions(iou, prediction.scores, *ones))
     for name, value in per_image_ap.summarize(rows).items():
         assert result[name] == pytest.approx(value, abs=1e-6)
-    classes = content(output, "classes.json")
+    classes = content(output, "image_probabilities.json")
     for example, entry in zip(datasets.cls_test, classes, strict=True):
         prediction = predictor(example.image[..., 0])
         assert entry["file"] == example.file
@@ -166,7 +166,7 @@ def test_one_part_removes_the_files_of_the_other(evaluated, run, tmp_path):
     assert result["cls_slices"] == 2
     assert "ap" not in result
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("classes.json", "metrics.json", "report.html"),
+        *("image_probabilities.json", "metrics.json", "report.html"),
     ]
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "No intervals were computed." in text
