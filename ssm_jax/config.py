@@ -157,9 +157,9 @@ def data_section() -> ml_collections.ConfigDict:
     """The section `data` of the default configuration."""
     data = ml_collections.ConfigDict()
     data.seg_dir = ""  # <seg_dir>/<split>/{imgs,masks}, or several: A,B; empty: the phantom
-    data.cls_dir = ""  # <cls_dir>/<split>/<class>_<patient>_<scan>_<slice>.png; the same
-    data.seg_weights = ""  # of several folders in training, as 1,2.5; empty: by numbers of slices
-    data.cls_weights = ""  # the same of classification slices
+    data.cls_dir = ""  # <cls_dir>/<split>/<class>_<patient>_<scan>_<slice>.png, or A,B
+    data.seg_weights = ""  # of folders of seg_dir in training, as 1,2.5; empty: by their slices
+    data.cls_weights = ""  # of folders of cls_dir in training, as 1,2.5; empty: by their slices
     data.data_dir = "~/.cache/ssm_jax"  # where prepared data sets are kept
     data.train_split = "train"  # subfolder with the training slices
     data.test_split = "test"  # subfolder with the slices of the evaluation

@@ -74,9 +74,9 @@ class Prediction:
     classes: ClassSet = PAPER
 
     def to_dict(self) -> dict[str, Any]:
-        """The same as JSON can hold: `height`, `width`, `class_logits`, `class_probabilities`,
-        `predicted_class`, `predicted_class_name`, and `detections`, a list of `box`, `score`,
-        `label`, `label_name` and (if predicted) `mask`.
+        """The prediction as JSON can hold it: `height`, `width`, `class_logits`,
+        `class_probabilities`, `predicted_class`, `predicted_class_name`, and `detections`, a list
+        of `box`, `score`, `label`, `label_name` and (if predicted) `mask`.
         """
         predicted, names = self.predicted_class, self.classes.names
         lesions = self.classes.lesion_names
@@ -346,7 +346,7 @@ def _predict_fn(model_config: ModelConfig, masks: bool, roi_batch: bool, mesh: M
 
 @functools.lru_cache
 def _classify_fn(model_config: ModelConfig, mesh: Mesh | None):
-    """The same for the class alone."""
+    """One jitted function a model that predicts the class alone, whatever weights it gets."""
     return sharding.jit_inference(make_classify_fn(model_config), mesh)
 
 

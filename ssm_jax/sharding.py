@@ -114,7 +114,7 @@ def per_device(function: Callable, in_specs: Any = SPLIT, out_specs: Any = SPLIT
     Args:
       function: of arrays and pytrees of them; it sums over all devices by `total`.
       in_specs: REPLICATED or SPLIT for each argument, or one of them for all.
-      out_specs: the same for the results.
+      out_specs: REPLICATED or SPLIT for each result, or one of them for all.
 
     Returns:
       The function of whole batches; `function` itself where there is one device.

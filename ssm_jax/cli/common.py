@@ -8,7 +8,7 @@ import pathlib
 import platform
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssm_jax.cli import flags
 
@@ -85,19 +85,18 @@ def start_jax(folder: str | None = None) -> None:
 
     from ssm_jax.config import default_config
 
+    options: Any = jax.config  # which has no annotations of its options
     try:
         jax.devices()
     except (AssertionError, RuntimeError) as error:  # the former where no plugin is installed
-        platforms = jax.config.jax_platforms  # type: ignore[attr-defined]
-        raise ValueError(no_devices(platforms, error)) from error
+        raise ValueError(no_devices(options.jax_platforms, error)) from error
     # Small programs, of which there are dozens, take as long together as a large one.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+    options.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if not options.jax_compilation_cache_dir:
         folder = folder or default_config().data.data_dir
         cache = pathlib.Path(folder).expanduser().absolute() / "compiled" / platform.node()
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-    cache_dir = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    drop_unfinished(pathlib.Path(cache_dir))
+        options.update("jax_compilation_cache_dir", str(cache))
+    drop_unfinished(pathlib.Path(options.jax_compilation_cache_dir))
 
 
 def drop_unfinished(cache: pathlib.Path) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import inspect
 import math
 import pathlib
@@ -147,7 +146,6 @@ def attributes(kind: type) -> dict[str, str]:
     return texts
 
 
-@functools.cache
 def groups_of(kind: type) -> tuple[Group, ...]:
     """The flags of a command's dataclass, those that it has itself first.
 
@@ -234,7 +232,7 @@ def parse(kind: type[T], arguments: Sequence[str]) -> T:
       ValueError: the dataclass refuses the values.
     """
     values = absl_flags.FlagValues()
-    groups = groups_of(kind)  # type: ignore[arg-type]
+    groups = groups_of(kind)
     flags = [flag for group in groups for flag in group.flags.values()]
     typed = [flag for flag in flags if "shown" not in flag.field.metadata]
     for flag in typed:
@@ -303,7 +301,7 @@ def describe(name: str, text: str, kind: type) -> str:
 
 
 def _sorted(group: Group) -> list[Flag]:
-    """Those that have to be given first."""
+    """The flags of a group, those that have to be given first."""
     return sorted(group.flags.values(), key=lambda flag: not flag.required)
 
 

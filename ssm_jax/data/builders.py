@@ -194,7 +194,7 @@ class FolderBuilder(IndexedBuilder):
         return {split: len(found) for split, found in self._found.items()}
 
     def estimated_bytes(self):
-        """Those of the files, most of which are kept as they are."""
+        """Bytes of the files, most of which are kept as they are."""
         items = [found.item for part in self._found.values() for found in part]
         paths = [path for item in items for path in (item.path, item.mask, item.numbers) if path]
         return sum(file_stamp(path)[0] for path in paths)

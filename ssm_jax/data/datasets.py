@@ -38,7 +38,7 @@ class Datasets:
       cls_test: classification slices to evaluate on; None for a model of segmentation alone.
       seg_shares: share of every folder in the segmentation slices of training; None: every slice
         comes as often as another.
-      cls_shares: the same of the classification slices.
+      cls_shares: share of every folder in the classification slices of training, or None.
       image_size: pixels of the short side that slices are resized to.
       max_size: pixels that the long side has at most.
       seg_canvas: height and width of the padded segmentation slices.

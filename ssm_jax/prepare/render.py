@@ -105,7 +105,6 @@ class _Work:
         min_area: int,
         findings: Findings,
     ):
-        """See `render`."""
         self._folder, self._classes, self._labels = folder, classes, labels
         self._min_area, self._findings = min_area, findings
         self._found = Rendered()

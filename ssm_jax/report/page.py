@@ -110,7 +110,7 @@ def page(
       sections: in order; each gets a link in the navigation.
       footer: last line.
       styles: names of style sheets that it needs besides the common one, files in `templates`.
-      scripts: the same of scripts.
+      scripts: names of the scripts that it runs, files in `templates`.
       connects: whether its scripts may ask the server that it came from.
 
     Returns:

@@ -18,7 +18,7 @@ WAITING, RUNNING, DONE, FAILED = "waiting", "running", "done", "failed"
 
 
 class QueueFullError(Exception):
-    """As many jobs are waiting as may."""
+    """The line is full: as many jobs wait as may."""
 
 
 class CanceledError(Exception):

@@ -118,7 +118,6 @@ class Reading:
     """Reads one upload. A process that dies or takes too long is replaced, a few times."""
 
     def __init__(self, readers: Readers, seconds: float, stop: Callable[[], bool]) -> None:
-        """See `Readers.reading`."""
         self._readers, self._seconds, self._stop = readers, seconds, stop
         self._process: Process | None = None
         self._paths: list[str] = []

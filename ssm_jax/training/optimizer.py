@@ -133,7 +133,7 @@ def apply_gradients(
 
 
 def _chosen(part: Flat, whole: Flat) -> Flat:
-    """Those of `whole` whose paths are in `part`."""
+    """The entries of `whole` whose paths are in `part`."""
     return {path: whole[path] for path in part}
 
 
