@@ -96,24 +96,10 @@ def _flop(jaxpr: core.Jaxpr, trips: int) -> float:
         elif name == "while":
             total += trips * sum(inside)
         elif name == "cond":
-            total += inside[_of_platform(params)] if _by_platform(params) else max(inside)
+            total += max(inside)
         else:
             total += sum(inside)
     return total
-
-
-def _by_platform(params: dict[str, Any]) -> bool:
-    """Whether a `cond` is one of `lax.platform_dependent`."""
-    return params.get("branches_platforms") is not None
-
-
-def _of_platform(params: dict[str, Any]) -> int:
-    """The branch of `lax.platform_dependent` that this machine takes."""
-    names = ("cuda", "rocm") if (here := jax.default_backend()) == "gpu" else (here,)
-    for index, platforms in enumerate(params["branches_platforms"]):
-        if platforms is None or set(names) & set(platforms):
-            return index
-    raise ValueError(f"no branch for {here}")
 
 
 def _parts(params: dict[str, Any]) -> list[core.Jaxpr]:

@@ -58,6 +58,6 @@ def quickly_compiled():
 @pytest.fixture
 def as_on_accelerators(monkeypatch):
     """What is traced from here on takes the path of accelerators, on the CPU."""
-    monkeypatch.setattr(
-        jax.lax, "platform_dependent", lambda *args, default, **others: default(*args)
-    )
+    from ssm_jax.ops import platforms  # not before annotations are checked
+
+    monkeypatch.setattr(platforms, "by_platform", lambda *args, default, **others: default(*args))

@@ -25,6 +25,7 @@ from ssm_jax.class_set import ClassSet
 from ssm_jax.classes import unnamed
 from ssm_jax.config import ModelConfig
 from ssm_jax.models.inference import make_predict_fn
+from ssm_jax.ops import platforms
 from ssm_jax.predictor import check_thresholds
 
 PROGRAM, METADATA = "program.bin", "metadata.json"
@@ -112,7 +113,8 @@ def export_program(
 
     (batch,) = export.symbolic_shape("b")
     images = jax.ShapeDtypeStruct((batch, size, size), settings.input_type)
-    return export.export(run, platforms=PLATFORMS)(images)
+    with platforms.several():
+        return export.export(run, platforms=PLATFORMS)(images)
 
 
 def write(

@@ -18,6 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Float32
 
 from ssm_jax import sharding
+from ssm_jax.ops import platforms
 
 STRIP_ROWS = 8  # output rows of a strip, of all images together
 FEW_CHANNELS = 4  # up to here whole patches make one product; single channels are too thin for one
@@ -67,7 +68,7 @@ def _backward(stride, padding, residuals, gradient):
 
         return sharding.per_device(of_images, out_specs=sharding.REPLICATED)(x, gradient)
 
-    of_kernel = lax.platform_dependent(x, gradient, cpu=by_products, default=by_compiler)
+    of_kernel = platforms.by_platform(x, gradient, cpu=by_products, default=by_compiler)
     (of_x,) = jax.vjp(lambda x: plain(x, kernel), x)[1](gradient)
     return of_x, of_kernel
 

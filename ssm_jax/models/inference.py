@@ -14,6 +14,7 @@ from ssm_jax.models import ssm
 from ssm_jax.models.roi_heads import MASK_BINS, BoxOutputs
 from ssm_jax.models.rpn import Proposals
 from ssm_jax.ops import boxes as box_ops
+from ssm_jax.ops import platforms
 from ssm_jax.ops.masks import MASK_SIZE
 from ssm_jax.ops.nms import nms
 from ssm_jax.ops.roi_align import roi_align
@@ -138,7 +139,7 @@ def extract(
 
     if images.shape[0] == 1:
         return together(images, image_sizes)
-    return lax.platform_dependent(images, image_sizes, cpu=in_turn, default=together)
+    return platforms.by_platform(images, image_sizes, cpu=in_turn, default=together)
 
 
 def _classify(
@@ -244,7 +245,7 @@ def predict_masks(
         return ssm.with_masks_in_use(valid, of).reshape(*valid.shape, MASK_SIZE, MASK_SIZE)
 
     detections = (predictions.boxes, predictions.labels, predictions.valid)
-    probabilities = lax.platform_dependent(features, *detections, cpu=in_turn, default=at_once)
+    probabilities = platforms.by_platform(features, *detections, cpu=in_turn, default=at_once)
     return jnp.where(predictions.valid[..., None, None], probabilities, 0)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer
 
-from ssm_jax.ops import rle
+from ssm_jax.ops import platforms, rle
 from ssm_jax.ops.roi_align import bin_weights
 
 MASK_SIZE = 28
@@ -40,7 +40,7 @@ def mask_targets(
       Shares in [0, 1]; 0 where not valid.
     """
     rows_at_once = functools.partial(_mask_targets, size=size)
-    return lax.platform_dependent(
+    return platforms.by_platform(
         *(instances, lax.stop_gradient(boxes), instance_ids, valid),
         cpu=functools.partial(rows_at_once, at_once=1),
         default=functools.partial(rows_at_once, at_once=TARGETS_AT_ONCE),

@@ -8,6 +8,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32
 
 from ssm_jax.ops import boxes as box_ops
+from ssm_jax.ops import platforms
 
 # Boxes settled at a time. Inside a block the greedy order is found by iterating to a fixed point;
 # one block then suppresses all later boxes in a single step. The overlaps of a small block stay in
@@ -44,7 +45,7 @@ def nms(
     def in_blocks(size):
         return functools.partial(_nms, max_outputs=max_outputs, block_size=size)
 
-    return lax.platform_dependent(
+    return platforms.by_platform(
         *map(jnp.asarray, (boxes, scores, iou_threshold, valid)),
         cpu=in_blocks(CPU_BLOCK),
         default=in_blocks(ACCELERATOR_BLOCK),

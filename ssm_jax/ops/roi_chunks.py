@@ -15,10 +15,14 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
+from ssm_jax.ops import platforms
 from ssm_jax.ops.roi_align import roi_align
 
 # Boxes of a chunk: what the first matrix product of so many writes stays in a CPU's cache.
 CHUNK = 64
+# Chunks whose features the function of `map_rois` reads together: its matrix products are faster
+# with more rows, and so many features still stay in the outer cache.
+CHUNKS_READ = 5
 # Sides of the square windows, cells; a chunk reads the smallest that holds all it needs.
 WINDOWS = (8, 16, 32)
 # Boxes longer than this many cells are pooled last: they would widen the window of their chunk.
@@ -78,7 +82,7 @@ def _batch_backward(output_size, spatial_scale, residuals, cotangent):
 
         return lax.map(of_image, (chunks, cotangent))
 
-    gradient = lax.platform_dependent(boxes, cotangent, cpu=by_chunks, default=jax.vmap(transposed))
+    gradient = platforms.by_platform(boxes, cotangent, cpu=by_chunks, default=jax.vmap(transposed))
     return gradient, jnp.zeros_like(boxes)
 
 
@@ -112,7 +116,7 @@ def map_rois(
     scales = (output_size, spatial_scale)
 
     def all_of_map():
-        return _by_chunks(lambda f, b: function(roi_align(f, b, *scales)), features, boxes)
+        return _by_chunks(lambda f, b: roi_align(f, b, *scales), function, features, boxes)
 
     def in_windows():
         near = functools.partial(
@@ -121,7 +125,7 @@ def map_rois(
         order = jax.vmap(near)(boxes)
         ordered = jnp.take_along_axis(boxes, order[..., None], axis=1)
         align = functools.partial(_align_in_window, windows, *scales)
-        results = _by_chunks(lambda f, b: function(align(f, b)), features, ordered)
+        results = _by_chunks(align, function, features, ordered)
         back = jnp.argsort(order, axis=1)
         return jax.tree.map(lambda x: jax.vmap(jnp.take, (0, 0, None))(x, back, 0), results)
 
@@ -138,29 +142,37 @@ def map_rois(
         return jax.tree.map(lambda x: x.reshape(images, count, *x.shape[3:]), results)
 
     in_chunks = in_windows if windows and count > size else all_of_map
-    results = lax.platform_dependent(cpu=in_chunks, default=at_once)
+    results = platforms.by_platform(cpu=in_chunks, default=at_once)
     return jax.tree.map(lambda x: x.reshape(images * count, *x.shape[2:]), results)
 
 
 def _by_chunks(
-    function: Callable[[Array, Array], Any],
+    align: Callable[[Array, Array], Array],
+    function: Callable[[Array], Any],
     features: Float[Array, "B h w C"],
     boxes: Float[Array, "B N 4"],
 ) -> Any:
-    """Results [B, N, ...] of `function(features of an image, a chunk of its boxes)`."""
+    """Results [B, N, ...] of `function(align(features of an image, a chunk of its boxes))`, which
+    reads a few chunks at a time.
+    """
     images, count, _ = boxes.shape
     size = chunk_size(count)
     padded = jnp.pad(boxes, ((0, 0), (0, -count % size), (0, 0)), mode="edge")
-    per_image = padded.shape[1] // size
+    chunks = padded.shape[1] // size
+    together = max(n for n in range(1, CHUNKS_READ + 1) if chunks % n == 0)
+    groups = images * chunks // together
 
-    def one(chunk):
-        index, some_boxes = chunk
-        return function(features[index // per_image], some_boxes)
+    def read(group):
+        index, some_boxes = group
+        pooled = lax.map(
+            lambda boxes: align(features[index // (chunks // together)], boxes), some_boxes
+        )
+        return function(pooled.reshape(-1, *pooled.shape[2:]))
 
-    chunks = padded.reshape(images * per_image, size, 4)
-    results = lax.map(one, (jnp.arange(images * per_image), chunks))
+    some_boxes = padded.reshape(groups, together, size, 4)
+    results = lax.map(read, (jnp.arange(groups), some_boxes))
     return jax.tree.map(
-        lambda x: x.reshape(images, per_image * size, *x.shape[2:])[:, :count], results
+        lambda x: x.reshape(images, chunks * size, *x.shape[2:])[:, :count], results
     )
 
 

@@ -21,6 +21,7 @@ from ssm_jax import sharding
 from ssm_jax.config import ModelConfig
 from ssm_jax.models import ssm
 from ssm_jax.models.roi_heads import BOX_BINS
+from ssm_jax.ops import platforms
 from ssm_jax.training import losses, mask_losses, optimizer, patterns, targets
 from ssm_jax.training.state import TrainState
 
@@ -236,7 +237,7 @@ def _mask_loss(
 
     def of_images(*arrays):
         positives = sharding.total(arrays[-1].sum())
-        loss, of_features, of_head = lax.platform_dependent(
+        loss, of_features, of_head = platforms.by_platform(
             *(positives, *arrays),
             cpu=functools.partial(mask_losses.in_turn, model),
             default=functools.partial(mask_losses.at_once, model),

@@ -49,16 +49,6 @@ def test_flop_of_loops_and_branches():
     assert timing.flop_of(chosen, a, np.int32(0)) == 2 * once  # the dearest branch
 
 
-def test_flop_of_platforms():
-    """Of paths for several platforms that of this machine counts."""
-    a = np.ones((4, 4), np.float32)
-
-    def run(a):
-        return jax.lax.platform_dependent(a, cpu=lambda x: x @ x, default=lambda x: x @ x @ x)
-
-    assert timing.flop_of(run, a) == 2 * 4**3
-
-
 def test_measure():
     ran = []
 

@@ -170,10 +170,11 @@ def check_batch(count):
     assert not box_gradient.any()
 
 
-@pytest.mark.parametrize("count", [5, 67, 100])
-def test_map_rois(count):
+@pytest.mark.parametrize(("count", "chunks"), [(5, 1), (67, 1), (100, 1), (100, 2)])
+def test_map_rois(count, chunks, monkeypatch):
     """Every box meets the features of its own image, and results keep their order."""
-    assert min(check_map_rois(count)) <= roi_chunks.CHUNK
+    monkeypatch.setattr(roi_chunks, "CHUNKS_READ", chunks)
+    assert min(check_map_rois(count)) <= chunks * roi_chunks.CHUNK
 
 
 def test_map_rois_on_accelerators(as_on_accelerators, monkeypatch):

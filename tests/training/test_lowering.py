@@ -7,6 +7,7 @@ import pytest
 from jax import export
 
 from ssm_jax.config import validate
+from ssm_jax.ops import platforms
 from ssm_jax.training import steps
 from ssm_jax.training.state import state_from_variables
 from tests.helpers.tiny import get_config, random_variables
@@ -41,7 +42,8 @@ def test_steps_lower_for_accelerators(part, dtype):
     config = get_config()
     config.model.dtype = dtype
     step = steps.make_steps(validate(config), config.train)[("seg", "cls").index(part)]
-    exported = export.export(step, platforms=["cuda", "tpu"])(*arguments(config, part))
+    with platforms.several():
+        exported = export.export(step, platforms=["cuda", "tpu"])(*arguments(config, part))
     assert exported.platforms == ("cuda", "tpu")
     results = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     loss = results[1][f"loss_{part}"]
