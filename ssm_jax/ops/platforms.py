@@ -33,7 +33,7 @@ def by_platform(*args: Any, cpu: Callable[..., T], default: Callable[..., T]) ->
 
 @contextlib.contextmanager
 def several() -> Iterator[None]:
-    """What is traced in here is for any platform, whichever this process has.
+    """Programs that are traced in here are for any platform, whichever this process has.
 
     A jitted function that was traced before keeps the path that it has.
     """
