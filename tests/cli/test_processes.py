@@ -19,8 +19,8 @@ from ssm_jax.cli import common
 from ssm_jax.cli.processes import ProcessFlags, ending_at_once, join
 common.set_up_logging()
 with common.one_line_errors(ValueError, OSError), ending_at_once():
-    own = int(sys.argv[2])
-    join(ProcessFlags(coordinator=f"localhost:{sys.argv[1]}", num_processes=2, process_id=own))
+    port, own, count = (int(word) for word in sys.argv[1:])
+    join(ProcessFlags(coordinator=f"localhost:{port}", num_processes=count, process_id=own))
     import numpy as np
     from jax.experimental import multihost_utils
     for _ in range(3):
@@ -58,14 +58,21 @@ def test_all_else_that_libraries_print_passes():
     assert passed_on(text) == text
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_process_that_dies_ends_the_other_in_one_line_that_names_it(victim):
+@pytest.mark.parametrize(
+    ("victim", "count", "name"),
+    [
+        (0, 2, "process 0"),
+        pytest.param(1, 2, "process 1", marks=pytest.mark.slow),
+        pytest.param(1, 3, "another process", marks=pytest.mark.slow),
+    ],
+)
+def test_a_process_that_dies_ends_the_others_in_one_line(victim, count, name):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     job = [
         subprocess.Popen(
-            [sys.executable, "-c", JOB, str(port), str(own)],
+            [sys.executable, "-c", JOB, str(port), str(own), str(count)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -73,19 +80,18 @@ def test_a_process_that_dies_ends_the_other_in_one_line_that_names_it(victim):
             text=True,
             preexec_fn=with_usual_signals,
         )
-        for own in range(2)
+        for own in range(count)
     ]
     try:
         for process in job:
             assert any("together" in line for line in process.stdout), process.stderr.read()
         job[victim].send_signal(signal.SIGKILL)
-        _, told = job[1 - victim].communicate(timeout=200)
+        others = [process for own, process in enumerate(job) if own != victim]
+        told = [process.communicate(timeout=200)[1] for process in others]
     finally:
         for process in job:
             process.kill()
             process.communicate()
-    assert job[1 - victim].returncode != 0
-    assert told == (
-        f"error: process {victim} of the job has ended or cannot be reached; start all of them "
-        "again to go on\n"
-    )
+    assert all(process.returncode != 0 for process in others)
+    line = f"error: {name} of the job has ended or cannot be reached; start all of them again"
+    assert told == [f"{line} to go on\n"] * (count - 1)
