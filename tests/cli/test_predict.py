@@ -1,6 +1,7 @@
 """The programs `import_reference` and `predict`, as a user runs them."""
 
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from ssm_jax.checkpoints import save_model
+from ssm_jax.cli.predict import private_files
 from ssm_jax.config import ModelConfig
 from ssm_jax.ops import rle
 from tests.helpers.programs import run
@@ -206,6 +208,19 @@ def test_a_series_with_masks_report_and_summary(checkpoint, tmp_path):
         [e["class_logits"] for e in group] for group in (entries, entries_of(tmp_path / "out2"))
     ]
     np.testing.assert_allclose(*logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(("usual", "mode"), [(0o022, 0o600), (0o477, 0o200)])
+def test_what_is_written_is_private(tmp_path, usual, mode):
+    """A user's own mask may forbid more."""
+    before = os.umask(usual)
+    try:
+        with private_files():
+            (tmp_path / "written").touch()
+        assert os.umask(usual) == usual
+    finally:
+        os.umask(before)
+    assert (tmp_path / "written").stat().st_mode & 0o777 == mode
 
 
 @pytest.mark.parametrize(
