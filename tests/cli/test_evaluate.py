@@ -11,16 +11,17 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import ssm_jax
-from ssm_jax.checkpoints import save_model
+from ssm_jax.checkpoints import CheckpointInfo, save_model
+from ssm_jax.classes import PAPER
 from ssm_jax.cli.model import Loaded, ModelFlags
-from ssm_jax.config import ModelConfig
+from ssm_jax.config import ModelConfig, default_config
 from ssm_jax.data import open_datasets
 from ssm_jax.data.patients import classification_patient
 from ssm_jax.evaluation import coco, per_image_ap
 from ssm_jax.ops import rle
 from ssm_jax.predictor import Predictor
 from ssm_jax.report import comparison
-from ssm_jax.report.evaluate import FORMAT, Options, evaluate_checkpoint
+from ssm_jax.report.evaluate import FORMAT, Options, config_of, evaluate_checkpoint
 from ssm_jax.training.run_checkpoints import RunCheckpoints
 from ssm_jax.training.state import TrainState
 from tests.helpers import programs
@@ -201,6 +202,24 @@ def test_imported_weights_and_a_folder_with_nothing_but_the_split(run, folders, 
         evaluate_checkpoint(
             str(tmp_path / "imported"), tmp_path, Options(split="validation", parts=("seg",))
         )
+
+
+def test_phantoms_that_nobody_reads_are_not_drawn():
+    """An evaluation of imported weights opens the phantom, whose training split is the larger."""
+    imported = CheckpointInfo(pathlib.Path(), 0, None, None, PAPER)
+    drawn = {
+        name: config_of(ModelConfig(), info, options).data.phantom.seg_train
+        for name, info, options in (
+            ("imported", imported, Options()),
+            ("all", imported, Options(split="train")),
+            ("chosen", imported, Options(choose_threshold="ap50")),
+            ("run", dataclasses.replace(imported, config=get_config().to_dict()), Options()),
+        )
+    }
+    whole = default_config().data.phantom.seg_train
+    few = drawn.pop("imported")
+    assert drawn == {"all": whole, "chosen": whole, "run": 6}
+    assert 0 < few < whole / 10
 
 
 def test_a_comparison(run, evaluated, tmp_path):
