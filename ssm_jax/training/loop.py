@@ -139,11 +139,9 @@ def _set_up(
     checkpoints = stack.enter_context(
         RunCheckpoints(workdir, config.checkpoint.keep_last, config.checkpoint.best_metric)
     )
+    scale = config.train.module_s_output_scale
     make_state = functools.partial(
-        create_state,
-        model,
-        jax.random.key(config.seed),
-        module_s_output_scale=config.train.module_s_output_scale,
+        create_state, model, jax.random.key(config.seed), module_s_output_scale=scale
     )
     decay = config.train.ema_decay
     shapes = jax.eval_shape(lambda: with_average(make_state(), decay))
