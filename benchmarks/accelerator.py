@@ -20,7 +20,7 @@ from ssm_jax.predictor import Predictor
 TYPES = ("float32", "bfloat16")
 BATCHES = (1, 16, 64, 256)
 TRAINING_BATCHES = (1, 16, 64)
-SMALL_BATCHES = (1, 2)  # to try the program out
+SMALL_BATCHES = (2,)  # to try the program out
 POSITIVES = 8
 
 
@@ -49,6 +49,7 @@ def measured(repeats: int, minutes: float, small: bool, profile: pathlib.Path | 
         try:
             case = make()
             rows += measure([*_yardsticks(), case], repeats, lambda: None)[2 if rows else 0 :]
+            print(f"{name}: {rows[-1]['ms']:.1f} ms", file=sys.stderr, flush=True)
         except jax.errors.JaxRuntimeError as error:  # out of memory, as a rule
             print(f"left out, {name}: {str(error)[:300]}", file=sys.stderr)
         longest = max(longest, time.monotonic() - begun)
