@@ -7,8 +7,8 @@ DATA holds slices of the MedSeg and Coronacases volumes with lesion masks, in fo
 docs/data.md describes them, `train` and `test` being of different patients. resnet18.pth holds
 torchvision's ImageNet weights of ResNet-18. All lesions are one class, and the model segments
 alone: there is no module S. The score threshold is chosen on training slices for the largest
-infection Dice. On one core of a shared machine the iterations took 40 minutes; expect an infection
-Dice of 0.72 and an AP@0.5 of 0.56 (seed 0, slices resized to 256 pixels beforehand).
+infection Dice. On one core of two beside other work the run took 43 minutes; expect an infection
+Dice of 0.74 and an AP@0.5 of 0.57 (seed 0).
 
 `--config=covid19_ct_seg:paper` is the paper's recipe on the same data, from the same weights and
 for as many iterations: three residual blocks, slices of 512 pixels, one slice an iteration, a
