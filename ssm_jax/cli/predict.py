@@ -69,7 +69,6 @@ class Flags(SummaryFlags):
         one file. In the output folder, unless it is an absolute path.
       lung_mask: NIfTI volume, not 0 in the lung, in the coordinates of the scan: gives the lesions'
         share of the lung. For one scan only.
-      window: CT window, Hounsfield units: center and width.
       batch_size: Slices a call. Default: 1 on a CPU, 8 a device on accelerators.
       engine: What runs the network; onnxruntime needs the extra ssm-jax[onnx], openvino the extra
         ssm-jax[openvino], and both run on the CPU.
@@ -86,12 +85,11 @@ class Flags(SummaryFlags):
     overlays: bool = False
     report: str | None = None
     lung_mask: str | None = None
-    window: tuple[float, float] = (InputOptions.window_center, InputOptions.window_width)
     batch_size: int | None = dataclasses.field(default=None, metadata={"least": 1})
     engine: str = dataclasses.field(default="jax", metadata={"choices": ENGINES})
     exported: pathlib.Path | None = None
     model: ModelFlags
-    reading: InputOptions = dataclasses.field(metadata={"omit": ("window_center", "window_width")})
+    reading: InputOptions
     processes: ProcessFlags
 
     def kinds(self) -> list[str]:
@@ -103,15 +101,6 @@ class Flags(SummaryFlags):
         if "none" in self.masks and len(set(self.masks)) > 1:
             raise ValueError("--masks=none leaves no other --masks")
         return [kind for kind in dict.fromkeys(self.masks) if kind not in ("none", "json")]
-
-    def input_options(self) -> InputOptions:
-        """How inputs are read, with the window.
-
-        Raises:
-          ScanError: one makes no sense.
-        """
-        center, width = self.window
-        return dataclasses.replace(self.reading, window_center=center, window_width=width)
 
 
 class Overlays:
@@ -238,7 +227,7 @@ def private_files() -> Iterator[None]:
 def predict(flags: Flags) -> None:
     """Predicts all inputs and writes what was found."""
     join(flags.processes)
-    options, output = flags.input_options(), flags.output_dir
+    output = flags.output_dir
     flags.kinds()  # refuses what cannot be, before minutes of work
     if flags.exported and flags.engine == "jax":
         raise ValueError("--exported is for --engine=onnxruntime and --engine=openvino")
@@ -253,7 +242,7 @@ def predict(flags: Flags) -> None:
 
     model = Loaded(flags.model)
     model.tell()
-    opened = open_scans([*flags.inputs], options)
+    opened = open_scans([*flags.inputs], flags.reading)
     scans = [scan for scan in opened if not scan.error]
     # A CPU gains nothing from batches; an accelerator does.
     batch_size = jax.local_device_count() * (1 if jax.default_backend() == "cpu" else 8)
@@ -265,7 +254,7 @@ def predict(flags: Flags) -> None:
     results = predict_all(predictor, scans, flags)
     if jax.process_index():
         return  # the first process has all results, and writes them
-    short = str if options.identity else without_folders(flags.inputs)
+    short = str if flags.reading.identity else without_folders(flags.inputs)
     failed = [
         dataclasses.replace(scan, name=short(scan.name), error=short(scan.error))
         for scan in opened

@@ -78,8 +78,6 @@ class Flags:
       class_order: Classes 0, 1, 2 of COVIDx-CT lines, with commas.
       allow_patient_overlap: Prepare even if patients are in more than one split.
       allow_split_duplicates: Prepare even if pictures are in more than one split.
-      window: CT window of volumes, Hounsfield units: center and width. With --values=hu also that
-        of pictures of more than 8 bits.
       options: How a data set is prepared.
       own: Sets of your own.
       reading: How volumes and pictures of more than 8 bits are read.
@@ -91,12 +89,9 @@ class Flags:
     class_order: str = ",".join(PAPER.names)
     allow_patient_overlap: bool = False
     allow_split_duplicates: bool = False
-    window: tuple[float, float] = (InputOptions.window_center, InputOptions.window_width)
     options: prepare.Options = dataclasses.field(metadata={"omit": ("lists", "order", "tolerated")})
     own: ReadOptions
-    reading: InputOptions = dataclasses.field(
-        metadata={"omit": ("window_center", "window_width", "identity")}
-    )
+    reading: InputOptions = dataclasses.field(metadata={"omit": ("identity",)})
 
     def all_options(self) -> prepare.Options:
         """The options with the lists, the order of classes and the kinds that are tolerated.
@@ -181,9 +176,7 @@ def main(flags: Flags) -> None:
     else:
         from ssm_jax.prepare import prepare as own_sets
 
-        center, width = flags.window
-        reading = dataclasses.replace(flags.reading, window_center=center, window_width=width)
-        result = own_sets.prepare(options, flags.own, reading)
+        result = own_sets.prepare(options, flags.own, flags.reading)
     print("\n".join(describe(result.report)))
     for title in ("warnings", "errors"):
         if result.report[title]:

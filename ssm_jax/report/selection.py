@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-GROUPS = ("best", "worst", "random")
-
 
 def choose(
     values: Sequence[float], count: int, seed: int, ranked: Sequence[bool] | None = None

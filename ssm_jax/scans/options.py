@@ -28,8 +28,8 @@ class InputOptions:
     """How inputs are read.
 
     Attributes:
-      window_center: Of the CT window, Hounsfield units.
-      window_width: Of the CT window, Hounsfield units.
+      window: CT window, Hounsfield units: center and width. With --values=hu also that of pictures
+        of more than 8 bits.
       values: Meaning of stored numbers. hu: Hounsfield units, after the header's rescale slope and
         intercept. range: already windowed, so that their whole range is spread over 8 bits. auto:
         decided from header and values, with a warning where the header does not say so.
@@ -46,8 +46,7 @@ class InputOptions:
         or beyond a million, or a limit below 1.
     """
 
-    window_center: float = -600.0
-    window_width: float = 1500.0
+    window: tuple[float, float] = (-600.0, 1500.0)
     values: str = dataclasses.field(default="auto", metadata={"choices": VALUES})
     rescale: tuple[float, float] | None = None
     identity: bool = False
@@ -57,12 +56,12 @@ class InputOptions:
     max_pixels: int = 4096 * 4096
 
     def __post_init__(self):
-        if not self.window_width > 0:
-            raise ScanError(f"the width of a CT window must be positive, not {self.window_width}")
-        if not max(abs(self.window_center), self.window_width) <= _MOST_HU:
-            given = f"{self.window_center}, {self.window_width}"
+        center, width = self.window
+        if not width > 0:
+            raise ScanError(f"the width of a CT window must be positive, not {width}")
+        if not max(abs(center), width) <= _MOST_HU:
             raise ScanError(
-                f"center and width of a CT window must be Hounsfield units, not {given}"
+                f"center and width of a CT window must be Hounsfield units, not {center}, {width}"
             )
         if self.values not in VALUES:
             raise ScanError(f"values must be one of {', '.join(VALUES)}, not {self.values!r}")

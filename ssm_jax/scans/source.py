@@ -119,7 +119,7 @@ def values_for_people(hu: bool, options: InputOptions) -> str:
     """The treatment of stored values: windowed Hounsfield units, or their range spread."""
     if not hu:
         return "range spread over 8 bits"
-    center, width = options.window_center, options.window_width
+    center, width = options.window
     return f"Hounsfield units, window center {center:g}, width {width:g}"
 
 
@@ -130,8 +130,8 @@ def aspect_of(height: float, width: float) -> float:
 
 def tissue_level(hu: bool, options: InputOptions) -> float | None:
     """Gray level from which a pixel is tissue; None of values that are no Hounsfield units."""
-    low = options.window_center - options.window_width / 2
-    level = (_TISSUE - low) / options.window_width * 255
+    center, width = options.window
+    level = (_TISSUE - (center - width / 2)) / width * 255
     return level if hu and 0 < level < 255 else None
 
 

@@ -99,8 +99,7 @@ class Reading:
     def to_uint8(self, stored: np.ndarray, header: Stored, options: InputOptions) -> np.ndarray:
         """The picture that the model sees, uint8 of the same shape."""
         if self.hu:
-            hu = self.to_hu(stored, header)
-            return apply_window(hu, options.window_center, options.window_width)
+            return apply_window(self.to_hu(stored, header), *options.window)
         if self.span is not None:
             shown = spread(
                 dataclasses.replace(self, invert=False).to_hu(stored, header), *self.span

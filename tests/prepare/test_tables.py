@@ -102,7 +102,7 @@ def test_pictures_of_16_bits_are_shown_as_prediction_shows_them(tmp_path):
     report = run(tmp_path, "csv", source).report
     assert len(items(report, "mixed_depth")) == 12
     assert any("pictures/2.png (as 12 bits)" in item for item in items(report, "mixed_depth"))
-    reading = InputOptions(window_center=10_000, window_width=4_000, values="hu")
+    reading = InputOptions(window=(10_000, 4_000), values="hu")
     result = run(tmp_path, "csv", source, reading)
     assert result.report["errors"] == {}
     shown = np.asarray(Image.open(next(result.tree.glob("*/1_p-1_0_0001.png"))))

@@ -102,7 +102,7 @@ def test_slices_of_nnunet_are_those_of_prediction(tmp_path):
 
 def test_the_window_is_that_of_the_flags(tmp_path):
     source = nnunet_set(tmp_path / "src", 2)
-    reading = InputOptions(window_center=40, window_width=400)
+    reading = InputOptions(window=(40, 400))
     result = run(tmp_path, "nnunet", source, reading, split=(0.5, 0, 0.5), lesion=("scar",))
     found, masks = pictures(result.tree, "imgs"), pictures(result.tree, "masks")
     np.testing.assert_array_equal(found["lung-000_0003.png"], windowed(HU[3], 40, 400))

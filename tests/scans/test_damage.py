@@ -303,10 +303,10 @@ def test_what_the_model_cannot_take_is_an_error_of_the_slice(tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"window_center": float("nan")},
-        {"window_width": float("nan")},
-        {"window_width": float("inf")},
-        {"window_center": 1e308, "window_width": 1e308},
+        {"window": (float("nan"), 1500)},
+        {"window": (-600, float("nan"))},
+        {"window": (-600, float("inf"))},
+        {"window": (1e308, 1e308)},
         {"rescale": (float("nan"), 0)},
         {"rescale": (1, float("inf"))},
     ],

@@ -142,7 +142,7 @@ def test_another_modality_of_other_values_is_spread_and_said(tmp_path):
 
 def test_the_window_can_be_set(tmp_path):
     Series().write(tmp_path, HU)
-    scan = only(tmp_path, InputOptions(40, 400))
+    scan = only(tmp_path, InputOptions((40, 400)))
     np.testing.assert_array_equal(read(scan), windowed(HU, 40, 400))
     assert scan.facts["Values"] == "Hounsfield units, window center 40, width 400"
 

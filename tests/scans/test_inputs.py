@@ -248,7 +248,7 @@ def test_what_can_be_hounsfield_units():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"window_width": 0}, {"values": "x"}, {"rescale": (0, 1)}, {"max_pixels": 0}]
+    "settings", [{"window": (-600, 0)}, {"values": "x"}, {"rescale": (0, 1)}, {"max_pixels": 0}]
 )
 def test_options_that_make_no_sense(settings):
     with pytest.raises(ScanError):
