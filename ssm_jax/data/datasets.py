@@ -43,8 +43,6 @@ class Datasets:
       max_size: pixels that the long side has at most.
       seg_canvas: height and width of the padded segmentation slices.
       cls_canvas: height and width of the padded classification slices.
-      seg_channels: 1 or 3.
-      cls_channels: 1 or 3; None without classification slices.
       seg_float: whether segmentation batches are float32 in [0, 1] because some slice is resized;
         otherwise they, and classification batches always, are uint8.
       max_objects: object slots of a segmentation slice.
@@ -62,8 +60,6 @@ class Datasets:
     max_size: int
     seg_canvas: tuple[int, int]
     cls_canvas: tuple[int, int]
-    seg_channels: int
-    cls_channels: int | None
     seg_float: bool
     max_objects: int
     augmentation: Augmentation
@@ -115,8 +111,6 @@ def open_datasets(config: ml_collections.ConfigDict) -> Datasets:
         max_size=model.max_size,
         seg_canvas=(_padded(height), _padded(width)),
         cls_canvas=(_padded(model.image_size), _padded(model.image_size)),
-        seg_channels=seg_train.channels,
-        cls_channels=None if cls_train is None else cls_train.channels,
         seg_float=any(size != shape for size, shape in shapes.items()),
         max_objects=_max_objects(data, seg_train, seg_test),
         augmentation=Augmentation(**data.augment),

@@ -23,7 +23,7 @@ class Suggestion:
       sizes: that were given.
       share: of the boxes with an anchor of `sizes` at an IoU of `IOU` or more.
       suggested: as many sizes, chosen for these boxes.
-      suggested_share: the same share with them.
+      suggested_share: of the objects that have such an anchor with the suggested sizes.
     """
 
     stride: int

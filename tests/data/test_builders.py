@@ -301,7 +301,8 @@ def test_real_sets(tmp_path):
     assert np.bincount(datasets.cls_train.labels).tolist() == [47, 30, 80]
     assert np.bincount(datasets.cls_test.labels).tolist() == [50, 15, 68]
     assert datasets.seg_canvas == datasets.cls_canvas == (512, 512)
-    assert not datasets.seg_float and datasets.seg_channels == datasets.cls_channels == 1
+    assert not datasets.seg_float
+    assert datasets.seg_train.channels == datasets.cls_train.channels == 1
     assert datasets.max_objects == datasets.seg_train.object_counts.max()
     for source, split in ((datasets.seg_train, "train"), (datasets.seg_test, "test")):
         for i in range(0, len(source), 40):

@@ -42,7 +42,7 @@ def test_objects_and_classes_reach_the_training(tmp_path, source):
     assert [one["title"] for one in classes["image"]] == sorted(sets.KINDS)
     given = {f"data__{part}_dir": str(result.tree) for part in ("seg", "cls")}
     datasets = open_datasets(small_config(tmp_path / "cache", **given, data__min_area=0))
-    assert datasets.seg_channels == datasets.cls_channels == 3
+    assert datasets.seg_train.channels == datasets.cls_train.channels == 3
     assert sorted(set(datasets.cls_train.labels.tolist())) == [0, 1, 2, 3, 4]
     _, two_nuts = prepared_of(result.tree, "images/box3_7.png")
     example = datasets.seg_train[datasets.seg_train.files.index(two_nuts)]
