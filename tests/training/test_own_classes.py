@@ -107,7 +107,7 @@ def test_an_evaluation_names_them(model, tmp_path):
     assert "COVID" not in page
     truth = json.loads((tmp_path / "truth.json").read_text())
     assert [c["name"] for c in truth["categories"]] == ["Cell", "Dirt", "Scratch"]
-    entry = json.loads((tmp_path / "classes.json").read_text())[0]
+    entry = json.loads((tmp_path / "image_probabilities.json").read_text())[0]
     assert list(entry["probabilities"]) == list("abcde")
     table = compare.markdown([compare.Evaluation("own", result)])
     assert "| E | D | C | B | A | Overall" in table and "| COVID-19" not in table
