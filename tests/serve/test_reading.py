@@ -100,7 +100,7 @@ def test_a_job_that_is_removed_is_not_waited_for(readers, folder):
         upload.open_scans([str(folder)])
 
 
-@pytest.mark.parametrize("readers", [{"read_mib": 250}], indirect=True)
+@pytest.mark.parametrize("readers", [{"read_mib": 310}], indirect=True)
 def test_memory_is_limited(readers, tmp_path):
     Image.new("RGB", (4096, 4096)).save(tmp_path / "b.jpg")  # 48 MiB, several times over
     Image.fromarray(pixels(0)).save(tmp_path / "a.png")
