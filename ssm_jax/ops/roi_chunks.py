@@ -76,9 +76,10 @@ def _batch_backward(output_size, spatial_scale, residuals, cotangent):
         cotangent = cotangent.reshape(*chunks.shape[:3], *cotangent.shape[2:])
 
         def of_image(image):
-            return lax.scan(lambda total, chunk: (total + transposed(*chunk), None), zeros, image)[
-                0
-            ]
+            def add(total, chunk):
+                return total + transposed(*chunk), None
+
+            return lax.scan(add, zeros, image)[0]
 
         return lax.map(of_image, (chunks, cotangent))
 

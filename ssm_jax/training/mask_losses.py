@@ -47,7 +47,7 @@ def in_turn(
     Returns:
       This part's share of the loss, its gradient by the features, and that by the mask head.
     """
-    boxes, labels, wanted, valid = map(ssm.pad_to_chunks, (boxes, labels, wanted, positive))
+    boxes, labels, wanted, positive = map(ssm.pad_to_chunks, (boxes, labels, wanted, positive))
 
     def share(image_features, mask_head, image, start):
         chunk = ssm.chunk_of(boxes, image, start)
@@ -58,7 +58,7 @@ def in_turn(
             logits,
             ssm.chunk_of(labels, image, start),
             ssm.chunk_of(wanted, image, start),
-            ssm.chunk_of(valid, image, start),
+            ssm.chunk_of(positive, image, start),
             positives,
         )
 

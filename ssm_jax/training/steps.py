@@ -232,13 +232,12 @@ def _mask_loss(
     """Mask loss of the positive RoIs; its gradient is computed with it, see `mask_losses`."""
     slots = min(model.roi_positives, rois.boxes.shape[1])
     wanted = targets.mask_targets_of(batch, rois, slots)
-    slotted = (rois.boxes, rois.labels, rois.positive)
-    boxes, labels, positive = (x[:, :slots] for x in slotted)
+    boxes, labels, positive = (x[:, :slots] for x in (rois.boxes, rois.labels, rois.positive))
 
-    def of_images(*arrays):
-        positives = sharding.total(arrays[-1].sum())
+    def of_images(features, mask_head, boxes, labels, wanted, positive):
+        positives = sharding.total(positive.sum())
         loss, of_features, of_head = platforms.by_platform(
-            *(positives, *arrays),
+            *(positives, features, mask_head, boxes, labels, wanted, positive),
             cpu=functools.partial(mask_losses.in_turn, model),
             default=functools.partial(mask_losses.at_once, model),
         )
