@@ -122,6 +122,7 @@ def default_config() -> ml_collections.ConfigDict:
     train.end_learning_rate = 0.0  # where a cosine ends, for all but module S
     train.warmup_steps = 0  # iterations over which the learning rate rises from 0
     train.classification_from = 0  # iterations of segmentation alone before both steps are taken
+    train.segmentation_every = 1  # iterations between segmentation steps from then on; 0: none
     train.weight_decay = 1e-3  # L2, added to the gradient
     train.freeze = ""  # parameters that stay as they are: patterns such as backbone/*, with commas
     train.lr_factors = ""  # of learning rates: backbone/*=0.1, with commas

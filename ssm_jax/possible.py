@@ -149,6 +149,7 @@ RUN_VALUES = {
     "train.end_learning_rate": numbers(0),
     "train.warmup_steps": COUNT,
     "train.classification_from": COUNT,
+    "train.segmentation_every": COUNT,
     "train.weight_decay": numbers(0),
     "train.freeze": PATH,
     "train.lr_factors": PATH,

@@ -21,6 +21,7 @@ ABSURD = {
     "train.copy_ema": [NAN, 5.0],
     "train.copy_rule": ["x"],
     "train.classification_from": [-1, 6, 999],
+    "train.segmentation_every": [-1],
     "model.image_size": [0, -32, 33, 32.0],
     "model.max_size": [0, -1],
     "model.anchor_sizes": [(), (0.0,), (-4.0,)],

@@ -82,12 +82,15 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> dict
         pending: _Iteration | None = None
         while step < run.plan.total and not run.stopped(step):
             batch = next(run.loader)
-            state, seg_metrics = steps["seg"](state, sharding.split_batch(batch["seg"], run.mesh))
-            if step < run.plan.classification_from:
-                state, cls_metrics = state.replace(step=state.step + 1), {}
-            else:
+            seg_metrics, cls_metrics = {}, {}
+            if run.plan.segments(step):
+                seg_batch = sharding.split_batch(batch["seg"], run.mesh)
+                state, seg_metrics = steps["seg"](state, seg_batch)
+            if run.plan.classifies(step):
                 cls_batch = sharding.split_batch(batch["cls"], run.mesh)
                 state, cls_metrics = steps["cls"](state, cls_batch)
+            else:
+                state = state.replace(step=state.step + 1)
             state = run.averaged(state)
             step += 1
             # Metrics are looked at one iteration late: the device is never left without work.
@@ -188,6 +191,7 @@ def _set_up(
         progress=Progress(plan.total, None if first else io.StringIO()),
         stop=stop,
         started=None if seconds is None else started - seconds,
+        best_seg_loss=float(state.best_seg_loss),
     )
     stack.callback(run.progress.pause)
     return run, sharding.replicate(state, mesh)
@@ -199,6 +203,7 @@ class _Run:
 
     `started` is the reading of the monotonic clock at which the run would have started, had it
     never been interrupted; None where the time of the run that it started from is not known.
+    `best_seg_loss` is that of the latest segmentation step.
     """
 
     config: ml_collections.ConfigDict
@@ -216,6 +221,7 @@ class _Run:
     progress: Progress
     stop: StopRequest
     started: float | None
+    best_seg_loss: float
 
     def __post_init__(self):
         self.reestimated = None
@@ -249,10 +255,11 @@ class _Run:
         metrics = iteration.checked_metrics(self.checkpoints)
         step = iteration.step
         self.window.add(metrics)
-        copied = bool(metrics["copied"])
+        self.best_seg_loss = metrics.get("best_seg_loss", self.best_seg_loss)
+        copied = bool(metrics.get("copied"))
         self.progress.update(step, metrics["loss_seg"], metrics["loss_cls"], copied)
         if step % self.config.log.every_steps == 0:
-            means = self.window.means() | {"best_seg_loss": metrics["best_seg_loss"]}
+            means = self.window.means() | {"best_seg_loss": self.best_seg_loss}
             self.writer.write(step, "train", means)
             self.writer.write_scalars(step, "speed", {"iterations_per_second": self.progress.rate})
             self.window.clear()
@@ -322,10 +329,10 @@ class _Iteration:
         """Fetches the metrics; raises TrainingError if one that counts is not finite."""
         seg, cls = jax.device_get((self.seg_metrics, self.cls_metrics))
         metrics = {name: float(np.asarray(value)) for name, value in (seg | cls).items()}
-        # A skipped segmentation step has no losses: NaN says so.
-        relevant = cls if metrics["skipped"] else metrics
+        # A segmentation step that was skipped has no losses: NaN says so.
+        relevant = cls if metrics.get("skipped") else metrics
         bad = [name for name in relevant if not math.isfinite(metrics[name])]
-        metrics.setdefault("loss_cls", math.nan)
+        metrics = {"loss_seg": math.nan, "loss_cls": math.nan} | metrics
         if bad:
             checkpoints.wait()
             values = ", ".join(f"{name} is {metrics[name]}" for name in bad)

@@ -18,6 +18,7 @@ class Plan:
       evaluation_interval: iterations between evaluations; 0: at the end of every epoch.
       checkpoint_interval: iterations between checkpoints; 0: only where evaluated and at the end.
       classification_from: iterations of segmentation alone, before both steps are taken.
+      segmentation_every: iterations from one segmentation step to the next after that; 0: none.
     """
 
     total: int
@@ -26,6 +27,7 @@ class Plan:
     evaluation_interval: int
     checkpoint_interval: int
     classification_from: int
+    segmentation_every: int = 1
 
     @classmethod
     def of(cls, config: ml_collections.ConfigDict, epoch_slices: int) -> Plan:
@@ -39,7 +41,19 @@ class Plan:
             evaluation_interval=config.eval.every_steps,
             checkpoint_interval=config.checkpoint.every_steps,
             classification_from=train.classification_from if config.model.image_classes else total,
+            segmentation_every=train.segmentation_every,
         )
+
+    def classifies(self, step: int) -> bool:
+        """Whether the iteration after so many takes a classification step."""
+        return step >= self.classification_from
+
+    def segments(self, step: int) -> bool:
+        """Whether the iteration after so many takes a segmentation step."""
+        if not self.classifies(step):
+            return True
+        every = self.segmentation_every
+        return every > 0 and (step - self.classification_from) % every == 0
 
     def evaluates(self, step: int) -> bool:
         """Whether the model is evaluated after so many iterations."""

@@ -131,6 +131,21 @@ def test_classification_steps_can_begin_later(fake, data_dir, tmp_path):
     assert saved_steps(tmp_path)[-1] == 6
 
 
+def test_segmentation_steps_can_be_rarer(fake, data_dir, tmp_path):
+    taken = []
+    fake.on_step = taken.append
+    config = fake_config(data_dir, classification_from=2, segmentation_every=3)
+    train(config, tmp_path / "whole")
+    assert taken == [1, 2, 3, 6]
+    lines = [line for line in read_lines(tmp_path / "whole") if line["kind"] == "train"]
+    assert [line["loss_seg"] for line in lines] == pytest.approx([(1 + 1 / 2 + 1 / 3) / 3, 1 / 6])
+    assert all(line["best_seg_loss"] == 0.5 and line["loss_cls"] > 0 for line in lines)
+    taken.clear()
+    train(fake_config(data_dir, segmentation_every=0), tmp_path / "none")
+    assert taken == []
+    assert saved_steps(tmp_path / "none")[-1] == 6
+
+
 def test_a_finished_run_is_left_alone_and_can_be_extended(fake, data_dir, tmp_path):
     result = train(fake_config(data_dir, max_steps=3), tmp_path / "extended")
     fake.evaluations.clear()
