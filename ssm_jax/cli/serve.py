@@ -80,13 +80,9 @@ def make_model(flags: Flags, readers):
 
 def main(flags: Flags) -> None:
     """The program."""
-    for name in ("starlette", "uvicorn", "python_multipart"):
-        try:
+    with common.needs_extra("serve"):
+        for name in ("starlette", "uvicorn", "python_multipart"):
             importlib.import_module(name)
-        except ImportError as error:
-            raise ValueError(
-                f"{name} is not installed; the server needs: pip install 'ssm-jax[serve]'"
-            ) from error
     from ssm_jax.serve.app import make_app
     from ssm_jax.serve.guards import is_loopback
     from ssm_jax.serve.reading import Readers

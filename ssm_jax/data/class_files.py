@@ -14,7 +14,6 @@ from ssm_jax.class_set import ClassSet, background_values, image_classes, lesion
 from ssm_jax.classes import PAPER_DATA
 from ssm_jax.config import ModelConfig, class_set
 from ssm_jax.data.errors import DataError
-from ssm_jax.files import write_json
 
 CLASSES_FILE = "classes.json"
 Known = dict[str, Any]  # part of a class set -> its value, of the parts that a file names
@@ -30,11 +29,6 @@ def folder_paths(folders: str) -> list[str]:
     if folders and pathlib.Path(folders).expanduser().is_dir():
         return [folders]
     return [path.strip() for path in folders.split(",") if path.strip()]
-
-
-def write_classes(folder: pathlib.Path, classes: ClassSet) -> None:
-    """Writes the classes of a data set into its folder."""
-    write_json(folder / CLASSES_FILE, classes.to_json())
 
 
 def read_classes(folder: str | pathlib.Path) -> Known:

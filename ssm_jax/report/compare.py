@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from ssm_jax.report import paper
-from ssm_jax.report.evaluation import classes_of, paper_entry
+from ssm_jax.report.evaluation import AP_TITLES, classes_of, paper_entry
 from ssm_jax.report.page import Section, local, local_command, number, page, parts
 from ssm_jax.report.tables import escaped, markdown_table
 
@@ -144,7 +144,6 @@ def _split_cells(data: Mapping[str, Any]) -> list[str]:
 
 
 def _segmentation(evaluations: Sequence[Evaluation]) -> Table:
-    names = {"ap50": "AP@0.5", "ap75": "AP@0.75", "ap": "AP@[0.5:0.95]"}
     beside = {
         "coco_segm_AP": "COCO AP, masks",
         "coco_bbox_AP": "COCO AP, boxes",
@@ -158,8 +157,8 @@ def _segmentation(evaluations: Sequence[Evaluation]) -> Table:
         "together (of a slice where file names do not tell patients). With 95% bootstrap "
         "intervals. The paper's test slices are others than ours, unless Sources says so."
     )
-    head = ["Model", *names.values(), *beside.values(), "Rank"]
-    rows = _ranked(evaluations, "table2", names, beside, "ap")
+    head = ["Model", *AP_TITLES.values(), *beside.values(), "Rank"]
+    rows = _ranked(evaluations, "table2", AP_TITLES, beside, "ap")
     return Table("table-2", "Table 2: average precision", head, rows, note)
 
 

@@ -27,7 +27,7 @@ from ssm_jax.report.page import (
 
 _PARTS = parts("evaluation.html")
 _KINDS = {"segm": "Masks", "bbox": "Boxes"}
-_AP = {"ap50": "AP@0.5", "ap75": "AP@0.75", "ap": "AP@[0.5:0.95]"}
+AP_TITLES = {"ap50": "AP@0.5", "ap75": "AP@0.75", "ap": "AP@[0.5:0.95]"}
 _INFECTION = {
     "infection_dice": "Dice",
     "infection_sensitivity": "Sensitivity",
@@ -127,24 +127,26 @@ def _segmentation(result: Mapping[str, Any]) -> Markup:
     def figures(names: Iterable[str], form: str) -> list[str]:
         return [with_interval(result[name], intervals.get(name), form) for name in names]
 
-    per_image = [[result["model"]["name"], *figures(_AP, ".4f")]]
+    per_image = [[result["model"]["name"], *figures(AP_TITLES, ".4f")]]
     if entry:
-        per_image.append(["paper, Table 2", *(f"{entry['table2'][name]:.4f}" for name in _AP)])
+        per_image.append(
+            ["paper, Table 2", *(f"{entry['table2'][name]:.4f}" for name in AP_TITLES)]
+        )
     coco_rows = [
         [name, *figures((f"coco_{kind}_{figure}" for figure in coco.FIGURES), ".3f")]
         for kind, name in _KINDS.items()
     ]
     note = interval_note(result, "seg")
     tables = {
-        "per_image": (["Model", *_AP.values()], per_image),
+        "per_image": (["Model", *AP_TITLES.values()], per_image),
         "infection": (
             ["Model", *_INFECTION.values()],
             [[result["model"]["name"], *figures(_INFECTION, ".4f")]],
         ),
         "coco": (["", *coco.FIGURES], coco_rows),
     }
-    titles = _AP | {"infection_dice": "infection Dice"}
-    folders = _by_folder(result, _AP | _INFECTION)
+    titles = AP_TITLES | {"infection_dice": "infection Dice"}
+    folders = _by_folder(result, AP_TITLES | _INFECTION)
     return _PARTS.segmentation(result, note, tables, folders, titles)
 
 

@@ -1,5 +1,6 @@
 """The wheel: what it puts into site-packages, and the command run from an empty folder."""
 
+import json
 import os
 import pathlib
 import shutil
@@ -7,7 +8,9 @@ import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers.programs import ROOT
 
@@ -68,10 +71,13 @@ def test_metadata(site_packages):
     assert "ssm-jax = ssm_jax.__main__:main" in (folder / "entry_points.txt").read_text()
 
 
-def test_from_an_empty_folder(site_packages, tmp_path):
+@pytest.fixture
+def outside(site_packages, tmp_path):
+    """Runs Python in an empty folder, which sees the wheel and nothing of the checkout."""
+
     def run(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "ssm_jax", *arguments],
+            [sys.executable, *map(str, arguments)],
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(site_packages)},
             capture_output=True,
@@ -79,18 +85,69 @@ def test_from_an_empty_folder(site_packages, tmp_path):
             check=False,
         )
 
-    assert "\n  train  " in run("--help").stdout
+    return run
+
+
+def test_from_an_empty_folder(outside, site_packages):
+    assert "\n  train  " in outside("-m", "ssm_jax", "--help").stdout
     # Loads the packaged configuration, and ends before a training run begins.
-    done = run("train", "--config=demo", "--config.train.copyrule=x")
+    done = outside("-m", "ssm_jax", "train", "--config=demo", "--config.train.copyrule=x")
     assert "no field 'train.copyrule'; did you mean train.copy_rule?" in done.stderr
     code = "import ssm_jax, ssm_jax.configs.demo as demo; print(ssm_jax.__file__, demo.__file__)"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(site_packages)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = outside("-c", code)
     places = [pathlib.Path(text) for text in done.stdout.split()]
     assert [place.is_relative_to(site_packages) for place in places] == [True, True], done.stderr
+
+
+# The demo with a small model on a few small phantoms, for two iterations.
+SHORT = {
+    "seed": 0,
+    "model.image_size": 64,
+    "model.max_size": 128,
+    "model.roi_batch": 16,
+    "model.roi_positives": 4,
+    "data.data_dir": "data",
+    "data.phantom.size": 64,
+    "data.phantom.seg_train": 4,
+    "data.phantom.seg_test": 2,
+    "data.phantom.cls_train": 4,
+    "data.phantom.cls_test": 3,
+    "train.max_steps": 2,
+    "train.classification_from": 1,
+    "eval.every_steps": 2,
+    "eval.bn_slices": 2,
+    "eval.overlays": 1,
+}
+# In this order: a command takes what those before it have made.
+COMMANDS = {
+    "train": (
+        ("--config=demo", "--workdir=run", *(f"--config.{k}={v}" for k, v in SHORT.items())),
+        ("run/metrics.json", "run/checkpoints/2"),
+    ),
+    "predict": (  # with the model in the package
+        ("--inputs=slice.png", "--output_dir=found", "--report=report.html", "--masks=png"),
+        ("found/predictions.json", "found/report.html"),
+    ),
+    "evaluate": (
+        ("--checkpoint=run", "--output_dir=figures", "--bootstrap_samples=20"),
+        ("figures/metrics.json", "figures/report.html", "figures/image_probabilities.json"),
+    ),
+    "compare": (("figures", "--output_dir=compared"), ("compared/compare.html",)),
+    "export": (("--checkpoint=run", "--output=model.zip"), ("model.zip",)),
+    "export-reference": (("--checkpoint=run", "--output=model.pth"), ("model.pth",)),
+    "import-reference": (("--weights=model.pth", "--output=imported"), ("imported",)),
+}
+
+
+@pytest.mark.slow
+def test_commands_from_an_empty_folder(outside, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    gray = np.random.default_rng(0).integers(0, 256, (64, 80), np.uint8)
+    Image.fromarray(gray).save(tmp_path / "slice.png")
+    for name, (arguments, made) in COMMANDS.items():
+        done = outside("-m", "ssm_jax", name, *arguments)
+        assert done.returncode == 0, (name, done.stderr)
+        assert [path for path in made if not (tmp_path / path).exists()] == [], name
+    (entry,) = json.loads((tmp_path / "found" / "predictions.json").read_text())["slices"]
+    assert (entry["height"], entry["width"]) == gray.shape
+    assert json.loads((tmp_path / "figures" / "metrics.json").read_text())["cls_slices"] == 3

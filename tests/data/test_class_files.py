@@ -13,8 +13,8 @@ from ssm_jax.data.class_files import (
     folder_classes,
     named_classes,
     read_classes,
-    write_classes,
 )
+from ssm_jax.files import write_json
 from tests.test_classes import OWN
 
 
@@ -27,7 +27,7 @@ def config_of(**data):
 def folder(root, name, content):
     (root / name).mkdir(exist_ok=True)
     if isinstance(content, ClassSet):
-        write_classes(root / name, content)
+        write_json(root / name / CLASSES_FILE, content.to_json())
     elif content is not None:
         (root / name / CLASSES_FILE).write_text(content)
     return str(root / name)

@@ -13,7 +13,8 @@ from ssm_jax.checkpoints import load_model, save_model
 from ssm_jax.class_set import ClassSet
 from ssm_jax.config import validate
 from ssm_jax.data import TrainBatches, open_datasets
-from ssm_jax.data.class_files import named_classes, with_classes, write_classes
+from ssm_jax.data.class_files import CLASSES_FILE, named_classes, with_classes
+from ssm_jax.files import write_json
 from ssm_jax.predictor import Predictor
 from ssm_jax.report import compare
 from ssm_jax.report.evaluate import Options, evaluate_checkpoint
@@ -46,7 +47,7 @@ def own_folder(root, classes):
             save(root / "cls" / split / f"{one.number}_p_1_{k}.png", noise(40 + k, 64, 64))
     for part in ("seg", "cls"):
         if (root / part).is_dir():
-            write_classes(root / part, classes)
+            write_json(root / part / CLASSES_FILE, classes.to_json())
     return root
 
 
