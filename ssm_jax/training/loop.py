@@ -160,9 +160,8 @@ def _set_up(
     plan = Plan.of(config, datasets.epoch_slices)
     first_lines.log_model(model, shapes, step, plan, mesh)
     stop = stack.enter_context(StopRequest(at_once=True))
-    compiling = {}
-    if step < plan.total:
-        compiling = _start_compiling(config, model, plan, datasets, shapes, mesh)
+    complete = step >= plan.total
+    compiling = {} if complete else _start_compiling(config, model, plan, datasets, shapes, mesh)
     if resumed is None:
         state = with_average(initialize.take_over(make_state(), weights), decay)
     else:
