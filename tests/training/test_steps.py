@@ -1,5 +1,7 @@
 """Both steps on a tiny model: what they touch, gradients, schedules and copy rules."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -109,6 +111,32 @@ def test_segmentation_step_with_any_number_of_objects(default_steps, count):
     assert metrics["best_seg_loss"] == metrics["loss_seg"]
     counts = {g: int(s[1].count) for g, s in after.opt_state.items()}
     assert counts == {"backbone": 1, "backbone_bn": 1, "segmentation": 1, "module_s": 0}
+
+
+@pytest.mark.slow
+def test_both_steps_on_accelerators(default_steps, request):
+    """Whole steps by the path of accelerators give the losses and gradients of those on a CPU."""
+
+    def taken(both):
+        results = []
+        for step, batch in zip(
+            both, (segmentation_batch([2]), classification_batch(1)), strict=True
+        ):
+            state, metrics = step(make_state(make_config()), batch)
+            moments = {group: adam.mu for group, (_, adam) in state.opt_state.items()}
+            results.append(on_host((metrics, moments)))
+        return results
+
+    expected = taken(default_steps)
+    request.getfixturevalue("as_on_accelerators")
+    for (metrics, moments), (metrics_of_cpu, moments_of_cpu) in zip(
+        taken(make_steps(make_config())), expected, strict=True
+    ):
+        for name, value in metrics.items():
+            np.testing.assert_allclose(value, metrics_of_cpu[name], rtol=1e-4, err_msg=name)
+        for path, one in jax.tree_util.tree_leaves_with_path(moments):
+            other = functools.reduce(lambda tree, key: tree[key.key], path, moments_of_cpu)
+            np.testing.assert_allclose(one, other, atol=1e-3 * abs(other).max(), err_msg=str(path))
 
 
 def test_no_copy_without_a_better_loss(default_steps):
