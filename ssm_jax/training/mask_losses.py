@@ -11,13 +11,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+from jaxtyping import Array, Float, Int
 
 from ssm_jax.config import ModelConfig
 from ssm_jax.models import ssm
 from ssm_jax.models.roi_heads import MASK_BINS
 from ssm_jax.ops.roi_align import roi_align
 from ssm_jax.training import losses
+from ssm_jax.training.targets import MaskTargets
 
 MaskLoss = tuple[losses.Scalar, Float[Array, "B h w C"], Any]
 
@@ -27,10 +28,7 @@ def in_turn(
     positives: Int[Array, ""],
     features: Float[Array, "B h w C"],
     mask_head: Any,
-    boxes: Float[Array, "B N 4"],
-    labels: Int32[Array, "B N"],
-    wanted: Float32[Array, "B N 28 28"],
-    positive: Bool[Array, "B N"],
+    targets: MaskTargets,
 ) -> MaskLoss:
     """The loss a few RoIs of one image at a time.
 
@@ -39,28 +37,19 @@ def in_turn(
       positives: RoIs that the mean is over, those of other devices included.
       features: of each image.
       mask_head: its parameters.
-      boxes: of the RoIs, pixels.
-      labels: classes of the RoIs.
-      wanted: mask targets.
-      positive: RoIs that count, the first ones of each image.
+      targets: the RoIs and their masks; those that are positive count.
 
     Returns:
       This part's share of the loss, its gradient by the features, and that by the mask head.
     """
-    boxes, labels, wanted, positive = map(ssm.pad_to_chunks, (boxes, labels, wanted, positive))
+    padded = jax.tree.map(ssm.pad_to_chunks, targets)
 
     def share(image_features, mask_head, image, start):
-        chunk = ssm.chunk_of(boxes, image, start)
-        roi_features = roi_align(image_features, chunk, MASK_BINS, 1 / model.stride)
+        chunk = jax.tree.map(lambda array: ssm.chunk_of(array, image, start), padded)
+        roi_features = roi_align(image_features, chunk.boxes, MASK_BINS, 1 / model.stride)
         variables = {"params": {"mask_head": mask_head}}
         logits = ssm.stage(model, variables, "predict_masks", roi_features)
-        return losses.mask_loss(
-            logits,
-            ssm.chunk_of(labels, image, start),
-            ssm.chunk_of(wanted, image, start),
-            ssm.chunk_of(positive, image, start),
-            positives,
-        )
+        return losses.mask_loss(logits, chunk.labels, chunk.masks, chunk.positive, positives)
 
     def add(state, image, start):
         loss, feature_gradient, head_gradient = state
@@ -71,7 +60,7 @@ def in_turn(
         return loss + part, feature_gradient, jax.tree.map(jnp.add, head_gradient, of_head)
 
     init = (jnp.zeros(()), *jax.tree.map(jnp.zeros_like, (features, mask_head)))
-    return ssm.for_masks_in_use(positive.sum(axis=1), add, init)
+    return ssm.for_masks_in_use(targets.positive.sum(axis=1), add, init)
 
 
 def at_once(
@@ -79,26 +68,27 @@ def at_once(
     positives: Int[Array, ""],
     features: Float[Array, "B h w C"],
     mask_head: Any,
-    boxes: Float[Array, "B N 4"],
-    labels: Int32[Array, "B N"],
-    wanted: Float32[Array, "B N 28 28"],
-    positive: Bool[Array, "B N"],
+    targets: MaskTargets,
 ) -> MaskLoss:
     """The loss of all RoIs together; see `in_turn`, which it equals but for rounding."""
-    pooled, to_features = jax.vjp(lambda f: ssm.align(model, f, boxes, MASK_BINS), features)
-    labels, wanted, positive = (x.reshape(-1, *x.shape[2:]) for x in (labels, wanted, positive))
+
+    def align(features):
+        return ssm.align(model, features, targets.boxes, MASK_BINS)
+
+    pooled, to_features = jax.vjp(align, features)
+    of_all = jax.tree.map(lambda array: array.reshape(-1, *array.shape[2:]), targets)
 
     def of(chosen):
+        rois = jax.tree.map(lambda array: array[chosen], of_all)
+
         def loss_of(roi_features, mask_head):
             variables = {"params": {"mask_head": mask_head}}
             logits = ssm.stage(model, variables, "predict_masks", roi_features, as_products=False)
-            return losses.mask_loss(
-                logits, labels[chosen], wanted[chosen], positive[chosen], positives
-            )
+            return losses.mask_loss(logits, rois.labels, rois.masks, rois.positive, positives)
 
         loss, (of_pooled, of_head) = jax.value_and_grad(loss_of, (0, 1))(pooled[chosen], mask_head)
         scattered = jnp.zeros_like(pooled).at[chosen].set(of_pooled, unique_indices=True)
         return loss, scattered, of_head
 
-    loss, of_pooled, of_head = ssm.with_masks_in_use(positive.reshape(boxes.shape[:2]), of)
+    loss, of_pooled, of_head = ssm.with_masks_in_use(targets.positive, of)
     return loss, to_features(of_pooled)[0], of_head

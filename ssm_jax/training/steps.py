@@ -231,13 +231,15 @@ def _mask_loss(
 ) -> losses.Scalar:
     """Mask loss of the positive RoIs; its gradient is computed with it, see `mask_losses`."""
     slots = min(model.roi_positives, rois.boxes.shape[1])
-    wanted = targets.mask_targets_of(batch, rois, slots)
-    boxes, labels, positive = (x[:, :slots] for x in (rois.boxes, rois.labels, rois.positive))
+    masks = targets.mask_targets_of(batch, rois, slots)
 
-    def of_images(features, mask_head, boxes, labels, wanted, positive):
-        positives = sharding.total(positive.sum())
+    def of_images(features, mask_head, masks):
+        positives = sharding.total(masks.positive.sum())
         loss, of_features, of_head = platforms.by_platform(
-            *(positives, features, mask_head, boxes, labels, wanted, positive),
+            positives,
+            features,
+            mask_head,
+            masks,
             cpu=functools.partial(mask_losses.in_turn, model),
             default=functools.partial(mask_losses.at_once, model),
         )
@@ -245,8 +247,8 @@ def _mask_loss(
 
     inputs = (features, params["mask_head"])
     once, split = sharding.REPLICATED, sharding.SPLIT
-    evaluated = sharding.per_device(of_images, (split, once, *(split,) * 4), (once, split, once))
-    loss, *gradients = evaluated(*lax.stop_gradient(inputs), boxes, labels, wanted, positive)
+    evaluated = sharding.per_device(of_images, (split, once, split), (once, split, once))
+    loss, *gradients = evaluated(*lax.stop_gradient(inputs), masks)
     return _with_gradient(inputs, loss, tuple(gradients))
 
 

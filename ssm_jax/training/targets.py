@@ -55,6 +55,22 @@ class RoITargets(NamedTuple):
     valid: Bool[Array, "*B S"]
 
 
+class MaskTargets(NamedTuple):
+    """The RoIs that a mask loss may take, and their masks.
+
+    Attributes:
+      boxes: pixels.
+      labels: classes.
+      masks: targets in [0, 1], 0 where a slot holds no positive.
+      positive: slots that hold one, the first ones of each image.
+    """
+
+    boxes: Float[Array, "*B S 4"]
+    labels: Int32[Array, "*B S"]
+    masks: Float32[Array, "*B S 28 28"]
+    positive: Bool[Array, "*B S"]
+
+
 def anchor_targets(
     config: ModelConfig,
     anchors: Float[Array, "N 4"],
@@ -122,22 +138,17 @@ def roi_targets(
     )
 
 
-def mask_targets_of(
-    batch: Mapping[str, Array], rois: RoITargets, slots: int
-) -> Float32[Array, "B {slots} 28 28"]:
+def mask_targets_of(batch: Mapping[str, Array], rois: RoITargets, slots: int) -> MaskTargets:
     """Mask targets of the first `slots` RoIs of each slice.
 
     Args:
       batch: `instances` [B, H, W] is read.
       rois: from `roi_targets`.
       slots: static; positives beyond it are left out.
-
-    Returns:
-      Targets in [0, 1], 0 where a slot holds no positive.
     """
-    return sharding.per_device(jax.vmap(mask_targets))(
-        batch["instances"],
-        rois.boxes[:, :slots],
-        rois.objects[:, :slots] + 1,
-        rois.positive[:, :slots],
+    boxes, labels, objects, positive = (
+        array[:, :slots] for array in (rois.boxes, rois.labels, rois.objects, rois.positive)
     )
+    of_images = sharding.per_device(jax.vmap(mask_targets))
+    masks = of_images(batch["instances"], boxes, objects + 1, positive)
+    return MaskTargets(boxes, labels, masks, positive)

@@ -10,6 +10,7 @@ import pytest
 from ssm_jax.config import validate
 from ssm_jax.models import inference, ssm
 from ssm_jax.training import mask_losses
+from ssm_jax.training.targets import MaskTargets
 from tests.helpers.tiny import get_config, random_variables
 
 IMAGES, SLOTS, CELLS = 2, 3, 8
@@ -64,7 +65,7 @@ def test_loss_and_gradients(model, head):
     )
     for counts in ((1, 1), (0, 3)):
         features, boxes, labels, positive = rois(counts)
-        inputs = (features, head, boxes, labels, wanted, positive)
+        inputs = (features, head, MaskTargets(boxes, labels, wanted, positive))
         expected, ours = (f(jnp.array(sum(counts)), *inputs) for f in (in_turn, at_once))
         assert expected[0] > 0
         for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
