@@ -1,24 +1,27 @@
 """Benchmark: COVID-19 or another finding, on the pictures of COVID-CT.
 
-    ssm-jax train --config=covid_ct --config.backbone.init=resnet18.pth \
-        --config.data.seg_dir=DATA/ct_lesion_seg,DATA/coronacases \
+    ssm-jax train --config=covid_ct --config.data.seg_dir=DATA/ct_lesion_seg,DATA/coronacases \
         --config.data.cls_dir=DATA/covid_ct
 
 DATA/covid_ct/train holds COVID-CT's pictures as `<class>_<document>_0_<name>.png`, the class being
 2 for COVID-19 and 0 for all else; the set has no test pictures of its own here, so that a fifth of
 the documents, whole ones, is kept for the evaluation. The segmentation slices are those of
-`covid19_ct_seg.py`: module S, which tells the class, reads what the detector finds. resnet18.pth
-holds torchvision's ImageNet weights of ResNet-18.
+`covid19_ct_seg.py`; only the evaluation reads them.
 
-`--config=covid_ct:paper` is the paper's recipe (`scratch_r18.py`) on the same data, from the same
-weights and for as many iterations, at a learning rate of 1e-4. Neither has been run to its end;
-docs/results.md tells what was tried, and that the class is not learned well yet.
+The run starts from the lesion detector that comes with the package and takes classification steps
+alone: FPN and module S learn the class, the backbone stays, and the detector is not kept up.
+On one core of two beside other work the run took 45 minutes; expect an AUC of 0.86, an accuracy of
+0.76 and an F1 of 0.75 (macro; seed 0), and see docs/results.md for what holds them there.
+
+`--config=covid_ct:paper` is the paper's recipe (`scratch_r18.py`) on the same data and for as many
+iterations, at a learning rate of 1e-4, from torchvision's ImageNet weights of ResNet-18
+(`--config.backbone.init=resnet18.pth`).
 """
 
 from ssm_jax.config import benchmark_config, few_real_slices, short_run
 
 VARIANTS = ("recipe", "paper")
-ITERATIONS = 3000
+ITERATIONS = 1000
 CLASSES = (
     {"name": "other", "title": "Other", "number": 0},
     {"name": "covid", "title": "COVID-19", "number": 2},
@@ -33,14 +36,23 @@ def get_config(variant: str = "recipe"):
     config.classes.image = CLASSES
     config.model.image_classes = 2
     config.data.dev_share = 0.2
+    config.eval.every_steps = 500
+    config.eval.choose_threshold = "none"  # of lesions, which are not what is measured
     if variant == "paper":
         return config
     short_run(config)
     few_real_slices(config)
-    config.train.classification_from = ITERATIONS // 2
-    config.train.learning_rate = 5e-4
+    config.init_from = "box"
+    config.model.rpn_pre_nms, config.model.rpn_post_nms = 500, 150
+    config.train.pretrained = True  # the classification branch starts as the segmentation branch
+    config.train.segmentation_every = 0
+    config.train.freeze = "backbone/*"
+    config.train.batch_size = 8
+    config.train.learning_rate = 3e-4
     config.train.end_learning_rate = 1e-5
-    config.train.module_s_learning_rate = 2e-4
-    config.train.module_s_output_scale = 0.15  # as drawn, the loss starts far above chance
-    config.train.ema_decay = 0.995
+    config.train.module_s_learning_rate = 1e-3
+    config.train.module_s_output_scale = 0.0  # as drawn, the loss starts far above chance
+    config.train.warmup_steps = 10
+    config.train.ema_decay = 0.98
+    config.eval.bn_slices = 0  # classification steps read the running statistics
     return config
