@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Mapping
 from typing import IO, Any
 
 from ssm_jax import files
+from ssm_jax.checkpoints import FOLDER, CheckpointError, describe, step_folders
 from ssm_jax.classes import of_run
 from ssm_jax.config import default_config
 
@@ -88,10 +90,10 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
       WorkdirError: they differ; the differences are listed. Or the old one cannot be read.
     """
     path = workdir / CONFIG_FILE
-    if not path.exists():
-        return
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = json.loads(path.read_text(encoding="utf-8")) if path.exists() else _of_steps(workdir)
+        if run is None:
+            return
         # Classes that a run older than their names had.
         stored = flatten({"classes": of_run(run).to_json(), **run})
         # A field that is newer than the run has the default, which leaves things as they were.
@@ -105,6 +107,14 @@ def check_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:
             f"{workdir} holds a run with another configuration:\n  {listed}\n"
             "Start with the old values to go on with it, or choose another --workdir"
         )
+
+
+def _of_steps(workdir: pathlib.Path) -> Mapping[str, Any] | None:
+    """The configuration in the latest checkpoint that is whole: for a folder that lost its file."""
+    for step_folder in reversed(step_folders(workdir / FOLDER)):
+        with contextlib.suppress(CheckpointError):
+            return describe(step_folder)["run"]
+    return None
 
 
 def store_config(workdir: pathlib.Path, config: Mapping[str, Any]) -> None:

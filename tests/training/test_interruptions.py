@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from concurrent.futures import Future
 
@@ -180,6 +181,16 @@ def test_another_configuration_is_refused(fake, data_dir, tmp_path):
     same.train.copy_ema = 0.5
     with pytest.raises(WorkdirError, match=r"train\.copy_ema: 0\.99 -> 0\.5"):
         train(same, tmp_path)
+
+
+def test_a_folder_without_its_configuration_is_known_by_its_checkpoints(fake, data_dir, tmp_path):
+    train(fake_config(data_dir, max_steps=4), tmp_path)
+    (tmp_path / "config.json").unlink()
+    shutil.rmtree(tmp_path / "checkpoints" / "4" / "config")  # an older one is asked then
+    with pytest.raises(WorkdirError, match=r"train\.copy_ema: 0\.99 -> 0\.5"):
+        train(fake_config(data_dir, max_steps=4, copy_ema=0.5), tmp_path)
+    assert train(fake_config(data_dir, max_steps=4), tmp_path)["step"] == 4
+    assert (tmp_path / "config.json").exists()
 
 
 def test_the_length_is_fixed_where_the_learning_rate_decays():
