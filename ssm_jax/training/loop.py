@@ -233,7 +233,10 @@ class _Run:
         self.agreed = False  # among several processes, to stop
 
     def compiled_steps(self) -> dict[str, Callable]:
-        """The steps by part ("seg", "cls"), once they are compiled; none for a complete run."""
+        """The steps that the run takes by part ("seg", "cls"), once they are compiled.
+
+        A complete run takes none.
+        """
         steps = {part: future.result() for part, future in self.compiling.items()}
         self.stop.at_once = False  # from here on there is something to save
         return steps
@@ -353,7 +356,7 @@ def _start_compiling(
     shapes: TrainState,
     mesh: Mesh | None,
 ) -> dict[str, Future]:
-    """Compiles the steps of the parts ("seg", "cls") in the background.
+    """Compiles the steps of the parts ("seg", "cls") that the run takes, in the background.
 
     One after another: side by side they would take a gigabyte more.
     """
@@ -370,7 +373,7 @@ def _start_compiling(
     futures = {
         part: pool.submit(compiled, step, example[part])
         for part, step in zip(("seg", "cls"), steps, strict=True)
-        if part in example
+        if part in example and (part == "cls" or plan.segments(0))
     }
     pool.shutdown(wait=False)
     return futures
