@@ -1,5 +1,6 @@
 """What a run starts from: a checkpoint of stage I, or a state dict of torchvision's ResNet."""
 
+import copy
 import dataclasses
 import shlex
 
@@ -15,6 +16,7 @@ from ssm_jax.config import ModelConfig, class_set, validate
 from ssm_jax.interop import reference_names, torch_writer
 from ssm_jax.models.ssm import stage
 from ssm_jax.training import initialize
+from ssm_jax.training import state as state_module
 from ssm_jax.training.loop import train
 from ssm_jax.training.state import create_state, state_from_variables
 from tests.helpers import tiny
@@ -46,8 +48,10 @@ def stage_1(tmp_path_factory):
     return folder, variables
 
 
-def test_module_s_can_start_with_all_classes_alike():
+def test_module_s_can_start_with_all_classes_alike(monkeypatch):
     model = validate(tiny.get_config())
+    weights = jax.tree.map(lambda x: x + np.asarray(1, x.dtype), tiny.random_variables(model))
+    monkeypatch.setattr(state_module, "init_variables", lambda *_: copy.deepcopy(weights))
     rows = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 5)), jnp.float32)
     key = jax.random.key(0)
     drawn, alike = create_state(model, key), create_state(model, key, module_s_output_scale=0.0)

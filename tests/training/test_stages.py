@@ -14,6 +14,7 @@ from ssm_jax.config import validate
 from ssm_jax.data import open_datasets
 from ssm_jax.evaluation import predicted_slices
 from ssm_jax.predictor import Predictor, load
+from ssm_jax.training import state
 from ssm_jax.training.evaluate import evaluate_variables
 from ssm_jax.training.loop import train
 from ssm_jax.training.metrics import read_lines
@@ -33,7 +34,9 @@ def stage_1(tmp_path_factory, data_dir):
     config = tiny.shrunk(pretrain.get_config("r18_2"), data_dir)
     config.eval.bn_slices = 0
     workdir = tmp_path_factory.mktemp("runs") / "pretrain_r18_2"
-    return config, workdir, train(config, workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(state, "init_variables", lambda model, _: tiny.random_variables(model))
+        return config, workdir, train(config, workdir)
 
 
 def test_stage_1_trains_evaluates_and_resumes(stage_1, tmp_path):
