@@ -11,14 +11,14 @@ import ssm_jax
 from ssm_jax import box
 from ssm_jax.checkpoints import CheckpointError, CheckpointInfo
 from ssm_jax.classes import PAPER
-from ssm_jax.cli import predict
+from ssm_jax.cli import evaluate, predict
 from ssm_jax.cli.common import set_up_logging
 from ssm_jax.cli.flags import parse
 from ssm_jax.cli.model import Loaded, ModelFlags
 from ssm_jax.config import ModelConfig
 from ssm_jax.predictor import Predictor
 from ssm_jax.training import initialize
-from tests.helpers.data_tools import noise, save
+from tests.helpers.data_tools import noise, save, seg_folder
 from tests.helpers.tiny import get_config, random_variables
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -98,6 +98,21 @@ def test_predict_without_a_checkpoint_tells_its_limits(boxed, tmp_path, capsys):
         assert text in printed and text in report
     facts = Loaded(ModelFlags()).facts()
     assert (facts["Model"], facts["Score threshold"]) == ("a tiny model", "0.07")
+
+
+def test_evaluate_without_a_checkpoint_takes_it(boxed, tmp_path, capsys):
+    flags = [f"--output_dir={tmp_path / 'out'}", "--bootstrap_samples=0", "--overlays=0"]
+    flags.append("--part=segmentation")
+    with pytest.raises(ValueError, match="name their folder by --seg_dir"):
+        evaluate.main(parse(evaluate.Flags, flags))
+    assert not (tmp_path / "out").exists()
+    slices = seg_folder(tmp_path / "seg")
+    evaluate.main(parse(evaluate.Flags, [*flags, f"--seg_dir={slices}"]))
+    assert "note: Few patients." in capsys.readouterr().err
+    content = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert content["score_threshold"] == 0.07  # of its evaluation
+    assert content["model"]["step"] == 12
+    assert content["data"]["seg"]["training_slices"] is None
 
 
 def test_what_cannot_be_written(tmp_path, monkeypatch):

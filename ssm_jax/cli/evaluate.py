@@ -4,14 +4,16 @@ Writes into the output folder: metrics.json (all figures with bootstrap interval
 page that needs no other file), predictions.json and predictions_bbox.json (COCO results of masks
 and of boxes), truth.json (COCO instances), and image_probabilities.json (of every slice: its class,
 the predicted one, and the probabilities of all). Slices come from the data that the checkpoint's
-run used (the phantom for imported weights), or from --seg_dir and --cls_dir. `ssm-jax compare` sets
-several evaluations side by side.
+run used (the phantom for imported weights), or from --seg_dir and --cls_dir. Without --checkpoint,
+the model that comes with the package is evaluated on the slices of --seg_dir. `ssm-jax compare`
+sets several evaluations side by side.
 
 Examples:
 
     ssm-jax evaluate --checkpoint=runs/demo --output_dir=out/demo
     ssm-jax evaluate --checkpoint=runs/mine --output_dir=out/mine --split=test \\
         --seg_dir=DATA/ct_lesion_seg --cls_dir=DATA/ct_classes --score_threshold=0.05
+    ssm-jax evaluate --output_dir=out/box --seg_dir=DATA/ct_lesion_seg
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import shlex
 import sys
 
 from ssm_jax.cli import common
-from ssm_jax.cli.model import CheckpointFlag
+from ssm_jax.cli.model import require_folder, tell_box
 from ssm_jax.report.options import Options
 
 PARTS = {"both": ("seg", "cls"), "segmentation": ("seg",), "classification": ("cls",)}
@@ -49,8 +51,20 @@ class EvaluationFlags:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags(EvaluationFlags, CheckpointFlag):
-    """Flags of `evaluate`."""
+class Flags(EvaluationFlags):
+    """Flags of `evaluate`.
+
+    Attributes:
+      checkpoint: A run's working directory, its folder of checkpoints, or the folder of one step.
+        Of several the best is taken, or the latest where none was evaluated. Default: the model
+        that comes with the package, which needs --seg_dir.
+    """
+
+    checkpoint: str | None = None
+
+    def __post_init__(self):
+        if self.checkpoint is not None:
+            require_folder(self.checkpoint)
 
 
 def command_line() -> str:
@@ -65,5 +79,7 @@ def main(flags: Flags) -> None:
     from ssm_jax.report.evaluate import evaluate_checkpoint
 
     options, output = flags.all_options(), flags.output_dir
+    if flags.checkpoint is None:
+        tell_box()
     print(summary(evaluate_checkpoint(flags.checkpoint, output, options, command_line())))
-    print(f"{flags.checkpoint} -> {output / 'report.html'}")
+    print(f"{flags.checkpoint or 'the model of the package'} -> {output / 'report.html'}")

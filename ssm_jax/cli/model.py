@@ -57,6 +57,20 @@ def require_folder(checkpoint: str) -> None:
         )
 
 
+def tell_box() -> None:
+    """Says what the model in the box is not good for.
+
+    Raises:
+      CheckpointError: this installation has none, or it is damaged.
+    """
+    from ssm_jax import box
+
+    facts = box.facts()
+    first = f"no --checkpoint is given: the model that comes with ssm-jax, {facts.name}"
+    for line in (first, *facts.limits, f"Its weights: {facts.license}"):
+        print(f"note: {line}", file=sys.stderr)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelFlags:
     """Which model, and what counts as a detection.
@@ -122,11 +136,8 @@ class Loaded:
 
     def tell(self) -> None:
         """Says of the model in the box, before there are results, what it is not good for."""
-        if self.box is None:
-            return
-        first = f"no --checkpoint is given: the model that comes with ssm-jax, {self.box.name}"
-        for line in (first, *self.box.limits, f"Its weights: {self.box.license}"):
-            print(f"note: {line}", file=sys.stderr)
+        if self.box is not None:
+            tell_box()
 
     def export_settings(self, masks: bool, input_type: str) -> ExportSettings:
         """How an exported file of this model predicts, and what it tells; see `ExportSettings`."""

@@ -13,7 +13,8 @@ import jax
 import ml_collections
 import numpy as np
 
-from ssm_jax.checkpoints import CheckpointInfo, load_model
+from ssm_jax import box
+from ssm_jax.checkpoints import CheckpointInfo
 from ssm_jax.config import ModelConfig, default_config
 from ssm_jax.data import DataError, open_datasets, patients
 from ssm_jax.data.class_files import folder_paths, with_classes
@@ -44,7 +45,7 @@ UNREAD_SLICES = 16  # of the phantom's training split, where only its test split
 
 
 def evaluate_checkpoint(
-    checkpoint: str, output: pathlib.Path, options: Options, command: str = ""
+    checkpoint: str | None, output: pathlib.Path, options: Options, command: str = ""
 ) -> dict[str, Any]:
     """Evaluates a model and writes what came out.
 
@@ -54,7 +55,8 @@ def evaluate_checkpoint(
     has one) and report.html.
 
     Args:
-      checkpoint: a run's working directory, its folder of checkpoints, or the folder of one step.
+      checkpoint: a run's working directory, its folder of checkpoints, or the folder of one step;
+        None: the model that comes with the package, which needs `options.seg_dir`.
       output: folder, created.
       options: how.
       command: the command line, for the report.
@@ -69,8 +71,8 @@ def evaluate_checkpoint(
       ValueError: an unusable option.
     """
     started = time.monotonic()
+    model_config, variables, info = _open(checkpoint, options)
     output.mkdir(parents=True, exist_ok=True)
-    model_config, variables, info = load_model(checkpoint)
     config = config_of(model_config, info, options)
     sources, trained_on = sources_of(config, options)
     most = max(map(len, sources.values()))
@@ -116,6 +118,21 @@ def evaluate_checkpoint(
     result = json_ready(result)
     _write(output, result, evaluator, shown)
     return result
+
+
+def _open(
+    checkpoint: str | None, options: Options
+) -> tuple[ModelConfig, dict[str, Any], CheckpointInfo]:
+    """The model that is evaluated."""
+    if checkpoint is None and not options.seg_dir:
+        raise ValueError(
+            "without --checkpoint the model that comes with the package is evaluated, on slices of "
+            "yours: name their folder by --seg_dir, or a model by --checkpoint"
+        )
+    model, variables, info = box.open_model(checkpoint)
+    if checkpoint is None:  # how its run split its own slices says nothing of others
+        info = dataclasses.replace(info, config=(info.config or {}) | {"data": {}})
+    return model, variables, info
 
 
 def config_of(
