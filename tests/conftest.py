@@ -1,5 +1,6 @@
 """Settings for all tests: CPU, one compilation cache, checked annotations, no deadlines."""
 
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -24,6 +25,7 @@ import pytest
 
 from tests.helpers import annotations
 
+gc.set_threshold(100_000, 50, 50)  # less often: what JAX traces is many objects, few of them garbage
 annotations.check()
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("default")
@@ -32,6 +34,12 @@ hypothesis.settings.load_profile("default")
 def pytest_collection_modifyitems(items):
     """Files that compile whole models go first: none is left to one process at the end."""
     items.sort(key=lambda item: "quickly_compiled" not in item.fixturenames)
+
+
+def pytest_collection_finish():
+    """The garbage collector passes over what is loaded."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_unconfigure():
