@@ -25,7 +25,7 @@ import pytest
 
 from tests.helpers import annotations
 
-gc.set_threshold(100_000, 50, 50)  # less often: what JAX traces is many objects, few of them garbage
+gc.set_threshold(100_000, 50, 50)  # JAX traces with many objects, few of them garbage
 annotations.check()
 hypothesis.settings.register_profile("default", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("default")
