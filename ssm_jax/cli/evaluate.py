@@ -24,7 +24,7 @@ import shlex
 import sys
 
 from ssm_jax.cli import common
-from ssm_jax.cli.model import require_folder, tell_box
+from ssm_jax.cli.model import ModelFlag, tell_box
 from ssm_jax.report.options import Options
 
 PARTS = {"both": ("seg", "cls"), "segmentation": ("seg",), "classification": ("cls",)}
@@ -51,20 +51,8 @@ class EvaluationFlags:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags(EvaluationFlags):
-    """Flags of `evaluate`.
-
-    Attributes:
-      checkpoint: A run's working directory, its folder of checkpoints, or the folder of one step.
-        Of several the best is taken, or the latest where none was evaluated. Default: the model
-        that comes with the package, which needs --seg_dir.
-    """
-
-    checkpoint: str | None = None
-
-    def __post_init__(self):
-        if self.checkpoint is not None:
-            require_folder(self.checkpoint)
+class Flags(EvaluationFlags, ModelFlag):
+    """Flags of `evaluate`."""
 
 
 def command_line() -> str:

@@ -72,26 +72,35 @@ def tell_box() -> None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelFlags:
-    """Which model, and what counts as a detection.
+class ModelFlag:
+    """Which model.
 
     Attributes:
       checkpoint: A run's working directory, its folder of checkpoints, or the folder of one step.
         Of several the best is taken, or the latest where none was evaluated. Default: the model
         that comes with the package, whose limits are told.
+    """
+
+    checkpoint: str | None = None
+
+    def __post_init__(self):
+        if self.checkpoint is not None:
+            require_folder(self.checkpoint)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelFlags(ModelFlag):
+    """Which model, and what counts as a detection.
+
+    Attributes:
       score_threshold: Detections have a larger score. Default: as the run was evaluated, or 0.75
         for imported weights.
       nms_threshold: Of two detections with a larger IoU the lower-scored one is dropped. Default:
         as the run was evaluated, or 0.5 for imported weights.
     """
 
-    checkpoint: str | None = None
     score_threshold: float | None = dataclasses.field(default=None, metadata=SHARE)
     nms_threshold: float | None = dataclasses.field(default=None, metadata=SHARE)
-
-    def __post_init__(self):
-        if self.checkpoint is not None:
-            require_folder(self.checkpoint)
 
     def thresholds(self, info: CheckpointInfo) -> dict[str, Any]:
         """Both thresholds, for a checkpoint; see `ssm_jax.predictor.thresholds`."""

@@ -90,7 +90,8 @@ def test_the_main_job_is_the_same_program():
         (["serve", "--port=65536"], "it has to be finite and at least 0 and at most 65535"),
         (["serve", "--overlays=maybe"], "there is no flag --overlays"),
         (["export", "--masks=maybe"], "--masks=maybe"),
-        (["evaluate", "--part=both"], "give --checkpoint and --output_dir"),
+        (["evaluate", "--part=both"], "give --output_dir"),
+        (["export-reference"], "give --checkpoint and --output"),
         (["evaluate", "--bootstrap_unit=patient"], "did you mean patients?"),
     ],
 )
