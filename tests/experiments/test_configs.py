@@ -84,8 +84,20 @@ def test_benchmarks_differ_from_the_papers_recipe_in_what_they_compare(name):
     changed = {f for f in papers if papers[f] != usual[f] and not f.startswith(measured)}
     assert changed - {"model.branches", "model.image_classes"} == {"train.learning_rate"}
     assert (papers["train.learning_rate"], model.image_size) == (1e-4, 512)
-    with pytest.raises(ValueError, match="'big'; choose from recipe, paper"):
+    with pytest.raises(ValueError, match=r"'big'; choose from recipe, .*paper"):
         load(name, "big")
+
+
+def test_the_second_run_on_covid_ct_goes_on_from_the_first():
+    first, second = load("covid_ct"), load("covid_ct", "second")
+    assert second.init_from == f"runs/covid_ct/checkpoints/{first.train.max_steps}"
+    assert validate(second) == validate(first)
+    ours, theirs = flatten(first.to_dict()), flatten(second.to_dict())
+    different = {field for field in ours if ours[field] != theirs[field]} - {"init_from"}
+    assert different and all(field.startswith("train.") for field in different)
+    assert set(second.train.freeze.split(",")) <= {
+        f"backbone/{part}" for part in ("conv1/*", "bn1/*", "layer1_*")
+    }
 
 
 @pytest.mark.parametrize(("name", "variant"), EVERY)
