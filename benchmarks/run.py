@@ -22,6 +22,7 @@ import pathlib
 import platform
 import sys
 
+from ssm_jax import memory
 from ssm_jax.cli import common
 from ssm_jax.report.tables import escaped, markdown_table
 
@@ -140,6 +141,7 @@ def _cell(value: float | None, form: str) -> str:
 
 def main(flags: Flags) -> None:
     """The program."""
+    memory.keep_freed()  # as the commands do
     page = flags.page
     marks = [mark.format(flags.table) for mark in MARKS]
     if page:  # before minutes of work, not after

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ssm_jax import memory
 from ssm_jax.cli import flags
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def set_up_logging() -> None:
 def start_jax(folder: str | None = None) -> None:
     """Finds the devices, and keeps compiled programs: a command started again is soon at work.
 
-    A user's own setting of that folder (JAX_COMPILATION_CACHE_DIR) goes first.
+    Freed memory is kept as well, see `memory.keep_freed`. A user's own setting of the folder of
+    programs (JAX_COMPILATION_CACHE_DIR) goes first.
 
     Args:
       folder: where prepared data are kept; None: the default. Machines that share it keep apart.
@@ -81,6 +83,7 @@ def start_jax(folder: str | None = None) -> None:
     Raises:
       ValueError: there is no device of the kind that JAX_PLATFORMS asks for.
     """
+    memory.keep_freed()
     import jax
 
     from ssm_jax.config import default_config

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import ctypes
 import functools
 import multiprocessing
 import os
@@ -17,13 +16,12 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from ssm_jax import memory
 from ssm_jax.data import images, objects
 from ssm_jax.data.phantom import slices
 
 SMALL_SET = 64  # slices; drawing fewer takes less time than starting processes
 _AHEAD = 16  # slices a process that may wait to be asked for
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt
-_KEPT = 2**25  # bytes
 
 
 def encoded_slice(seed: int, part: str, split: str, size: int, index: int) -> dict[str, Any]:
@@ -104,12 +102,7 @@ def _start_worker() -> None:
     """Makes a process of the pool end with its parent alone, and spare with system calls."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the pool
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    # Each slice takes many arrays of a megabyte; glibc would hand each back to the system at once,
-    # which costs a third of the time.
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _KEPT)
-        mallopt(_M_TRIM_THRESHOLD, 8 * _KEPT)
+    memory.keep_freed()  # each slice takes many arrays of a megabyte
 
 
 def _end_with_parent() -> None:

@@ -1,0 +1,31 @@
+"""Memory of a process: what is freed is kept for the next array."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+
+# Parameters of glibc's mallopt.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_FEW_CORES = 8
+_LARGEST = 2**30  # bytes of an array that is kept
+_KEPT = 2**31 - 1  # bytes at the end of the heap beyond which they go back to the system
+
+
+def keep_freed() -> None:
+    """Makes freed memory stay with the process, on Linux with glibc; elsewhere it does nothing.
+
+    By itself glibc hands an array of some megabytes back to the system as soon as it is freed, and
+    the next one costs a page fault every 4 KiB. In a training iteration on a CPU, whose
+    intermediate results are one large array, a tenth of the time goes there. All threads share one
+    heap afterwards, because the heaps of other threads hold no large arrays. Threads that compile
+    at the same time wait for each other there, so that machines with many cores keep theirs.
+    """
+    if not sys.platform.startswith("linux") or (os.cpu_count() or 1) > _FEW_CORES:
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT)

@@ -1,0 +1,46 @@
+"""Freed memory that stays with the process."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, threading
+import numpy as np
+from ssm_jax import memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def work(counts):
+    for _ in range(4):
+        before = faults()
+        np.ones(2**26, np.uint8)
+        counts.append(faults() - before)
+
+def in_thread():
+    counts = []
+    thread = threading.Thread(target=work, args=[counts])
+    thread.start()
+    thread.join()
+    return counts[-1]
+
+if {kept}:
+    memory.keep_freed()
+print(in_thread())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone keeps memory")
+@pytest.mark.skipif((os.cpu_count() or 1) > 8, reason="memory is kept where there are few cores")
+def test_an_array_takes_the_memory_of_the_one_before():
+    """In a thread, as JAX computes: 64 MiB are 16,384 pages of 4 KiB, or 32 huge ones."""
+    counts = []
+    for kept in (False, True):
+        command = [sys.executable, "-c", PROGRAM.format(kept=kept)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        counts.append(int(done.stdout))
+    assert counts[0] >= 32
+    assert counts[1] < counts[0] / 4
