@@ -8,7 +8,7 @@ import sys
 
 # Parameters of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
-_FEW_CORES = 8
+FEW_CORES = 8
 _LARGEST = 2**30  # bytes of an array that is kept
 _KEPT = 2**31 - 1  # bytes at the end of the heap beyond which they go back to the system
 
@@ -18,14 +18,17 @@ def keep_freed() -> None:
 
     By itself glibc hands an array of some megabytes back to the system as soon as it is freed, and
     the next one costs a page fault every 4 KiB. In a training iteration on a CPU, whose
-    intermediate results are one large array, a tenth of the time goes there. All threads share one
-    heap afterwards, because the heaps of other threads hold no large arrays. Threads that compile
-    at the same time wait for each other there, so that machines with many cores keep theirs.
+    intermediate results are one large array, a tenth of the time goes there. The heaps of other
+    threads than the first hold no large arrays, so that all share the first one where there are
+    few cores. On many cores, threads that compile at the same time would wait for each other there;
+    there, the first thread alone keeps large arrays.
     """
-    if not sys.platform.startswith("linux") or (os.cpu_count() or 1) > _FEW_CORES:
+    if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
+    if mallopt is None:
+        return
+    mallopt(_M_MMAP_THRESHOLD, _LARGEST)
+    mallopt(_M_TRIM_THRESHOLD, _KEPT)
+    if (os.cpu_count() or 1) <= FEW_CORES:
         mallopt(_M_ARENA_MAX, 1)
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST)
-        mallopt(_M_TRIM_THRESHOLD, _KEPT)

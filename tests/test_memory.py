@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from ssm_jax import memory
+
 PROGRAM = """
 import resource, threading
 import numpy as np
@@ -34,7 +36,7 @@ print(in_thread())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone keeps memory")
-@pytest.mark.skipif((os.cpu_count() or 1) > 8, reason="memory is kept where there are few cores")
+@pytest.mark.skipif((os.cpu_count() or 1) > memory.FEW_CORES, reason="other threads keep none")
 def test_an_array_takes_the_memory_of_the_one_before():
     """In a thread, as JAX computes: 64 MiB are 16,384 pages of 4 KiB, or 32 huge ones."""
     counts = []

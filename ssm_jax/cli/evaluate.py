@@ -63,11 +63,12 @@ def command_line() -> str:
 def main(flags: Flags) -> None:
     """The program."""
     common.start_jax(flags.options.data_dir)
+    from ssm_jax import box
     from ssm_jax.evaluation.evaluator import summary
     from ssm_jax.report.evaluate import evaluate_checkpoint
 
     options, output = flags.all_options(), flags.output_dir
     if flags.checkpoint is None:
-        tell_box()
+        tell_box(box.facts())
     print(summary(evaluate_checkpoint(flags.checkpoint, output, options, command_line())))
     print(f"{flags.checkpoint or 'the model of the package'} -> {output / 'report.html'}")

@@ -12,6 +12,7 @@ from ssm_jax.cli import common
 from ssm_jax.scans.options import RULES
 
 if TYPE_CHECKING:
+    from ssm_jax.box import Facts
     from ssm_jax.checkpoints import CheckpointInfo
     from ssm_jax.interop.onnx.engines import Engine
     from ssm_jax.interop.portable import ExportSettings
@@ -57,15 +58,8 @@ def require_folder(checkpoint: str) -> None:
         )
 
 
-def tell_box() -> None:
-    """Says what the model in the box is not good for.
-
-    Raises:
-      CheckpointError: this installation has none, or it is damaged.
-    """
-    from ssm_jax import box
-
-    facts = box.facts()
+def tell_box(facts: Facts) -> None:
+    """Says what the model in the box is not good for."""
     first = f"no --checkpoint is given: the model that comes with ssm-jax, {facts.name}"
     for line in (first, *facts.limits, f"Its weights: {facts.license}"):
         print(f"note: {line}", file=sys.stderr)
@@ -146,7 +140,7 @@ class Loaded:
     def tell(self) -> None:
         """Says of the model in the box, before there are results, what it is not good for."""
         if self.box is not None:
-            tell_box()
+            tell_box(self.box)
 
     def export_settings(self, masks: bool, input_type: str) -> ExportSettings:
         """How an exported file of this model predicts, and what it tells; see `ExportSettings`."""
