@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import logging
 import pathlib
 import platform
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -48,12 +50,35 @@ def run(
             print(f"\n{ABSL_HELP}")
         return
     set_up_logging()
-    with one_line_errors(ValueError, OSError):
+    with one_line_errors(ValueError, OSError), no_interrupt_lost():
         try:
             given = flags.parse(kind, arguments)
         except flags.UsageError as error:
             raise ValueError(f"{error} ({name} --help lists the flags)") from error
         main(given)
+
+
+@contextlib.contextmanager
+def no_interrupt_lost() -> Iterator[None]:
+    """Raises Ctrl-C once more where Python can only report it.
+
+    Python drops exceptions in callbacks of its garbage collector, and JAX has one that runs often.
+    """
+    former = sys.unraisablehook
+
+    def look(dropped: sys.UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt):
+            former(dropped)
+            return
+        again = threading.Timer(0.01, _thread.interrupt_main)  # after the callback
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = look
+    try:
+        yield
+    finally:
+        sys.unraisablehook = former
 
 
 def set_up_logging() -> None:

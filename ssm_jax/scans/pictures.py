@@ -6,11 +6,11 @@ import functools
 from typing import IO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageMode, UnidentifiedImageError
 
 from ssm_jax.data.images import FORMATS
 from ssm_jax.scans.find import Blob
-from ssm_jax.scans.options import InputOptions, ScanError, guarded, visible
+from ssm_jax.scans.options import InputOptions, ScanError, check_unpacked, guarded, visible
 from ssm_jax.scans.source import Scan, Slice, refuse
 from ssm_jax.scans.window import Reading, Stored
 
@@ -36,21 +36,25 @@ class Picture:
         self._stream: IO[bytes] | None = None
         self._image: Image.Image | None = None
         self.pages, self.deep, self.undefined, self.animated = 1, 0, 0, False
+        self._unpacked = 0  # bytes of the pages that were looked at
 
     def look(self) -> None:
         """Looks at all pages.
 
         Raises:
-          ScanError: not a picture, damaged, or with more pages than the limit.
+          ScanError: not a picture, damaged, with more pages than the limit, or with pages that
+            are compressed beyond what images are.
         """
         try:
             with guarded("cannot be read as a picture"):
+                packed = self._blob.size()
                 image = self._open()
                 self.animated = image.format != "TIFF" and getattr(image, "is_animated", False)
                 self._note(image)
                 while image.format == "TIFF" and _has_page(image, self.pages):
                     self.pages += 1
                     self._note(image)
+                    check_unpacked(self._unpacked, packed, "TIFF")
         finally:
             self.close()
 
@@ -58,6 +62,9 @@ class Picture:
         if self.pages > _MOST_PAGES:
             raise ScanError(f"has more than {_MOST_PAGES} pages")
         self.deep += image.mode.startswith(_DEEP)
+        pixels = image.width * image.height
+        if pixels <= self._options.max_pixels:  # others are never unpacked
+            self._unpacked += pixels * _bytes_of(image.mode)
         if image.mode == "F":
             self.undefined += int((~np.isfinite(_pixels(image, self._options))).sum())
 
@@ -96,6 +103,12 @@ class Picture:
         if self._stream is not None:
             self._stream.close()
         self._stream = self._image = None
+
+
+def _bytes_of(mode: str) -> int:
+    """Bytes of a pixel in memory."""
+    known = ImageMode.getmode(mode)
+    return np.dtype(known.typestr).itemsize * len(known.bands)
 
 
 def _has_page(image: Image.Image, page: int) -> bool:

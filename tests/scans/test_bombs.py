@@ -16,6 +16,7 @@ pytest.importorskip("nibabel", reason="the extra ssm-jax[medical] is not install
 
 import nibabel
 import pydicom
+from PIL import Image
 from pydicom import uid
 
 from tests.helpers.damage import HU, png, replaced
@@ -100,6 +101,12 @@ def tiff_page(path):
     path.write_bytes(data + directory(first, place) + packed + directory(huge, 0))
 
 
+def tiff_pages(path):
+    """Each page is within the limits; together they are a thousand times the file."""
+    pages = [Image.fromarray(np.zeros((2000, 2000), np.float32))] * 8
+    pages[0].save(path, compression="tiff_adobe_deflate", save_all=True, append_images=pages[1:])
+
+
 def directory(tags, following):
     entries = [
         struct.pack("<HHI", tag, kind, 1) + struct.pack("<I", value)
@@ -122,6 +129,7 @@ BOMBS = {
     "length.dcm": (length_lies, "its header ends before it tells the size", 0),
     "volume.nii.gz": (nifti, "refused as a gzip bomb", 0),
     "page.tif": (tiff_page, "5000x5000 pixels are more than the limit", 2),
+    "pages.tif": (tiff_pages, "refused as a TIFF bomb", 1),
     "zeros.dcm": (zeros, "its header ends before it tells the size", 0),
 }
 LOOK = """

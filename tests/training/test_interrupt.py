@@ -1,8 +1,10 @@
 """Signals before the first iteration, when there is nothing to save."""
 
+import gc
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -48,3 +50,22 @@ def test_ctrl_c_elsewhere_is_a_plain_line(capsys):
         raise KeyboardInterrupt
     assert ended.value.code == 128 + signal.SIGINT
     assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_ctrl_c_in_a_callback_of_the_garbage_collector_ends_too():
+    """Python drops the exception there, and a program would go on as if nothing had been said."""
+    arrived = []
+
+    def callback(phase, _):
+        if phase == "start" and not arrived:
+            arrived.append(phase)
+            signal.raise_signal(signal.SIGINT)
+
+    gc.callbacks.append(callback)
+    try:
+        with pytest.raises(KeyboardInterrupt), common.no_interrupt_lost():
+            gc.collect()
+            time.sleep(10)
+    finally:
+        gc.callbacks.remove(callback)
+    assert arrived
