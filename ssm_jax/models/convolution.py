@@ -131,11 +131,24 @@ def _shifted_products(strip: Array, gradient: Array, size: int, stride: int) -> 
 
 
 def _patch_product(strip: Array, gradient: Array, size: int, stride: int) -> Array:
-    """One product for all places: of patches, each a column, with the gradient."""
+    """One product for all places: of patches, each a column, with the gradient.
+
+    Shifted to the side first and downward then: a compiler handles 21 slices for 7x7 places of two
+    channels sooner than 98.
+    """
     _, rows, columns, features = gradient.shape
-    shifts = _shifts(strip, rows, columns, size, stride)
-    patches = [shifted[..., c].reshape(-1) for shifted in shifts for c in range(strip.shape[-1])]
-    product = _product(jnp.stack(patches), gradient.reshape(-1, features))
+    across, down = (columns - 1) * stride + 1, (rows - 1) * stride + 1
+    aside = jnp.stack(
+        [
+            strip[:, :, x : x + across : stride, c]
+            for x in range(size)
+            for c in range(strip.shape[-1])
+        ]
+    )
+    patches = jnp.stack([aside[:, :, y : y + down : stride] for y in range(size)])
+    product = _product(
+        patches.reshape(size * size * strip.shape[-1], -1), gradient.reshape(-1, features)
+    )
     return product.reshape(size, size, -1, features)
 
 
