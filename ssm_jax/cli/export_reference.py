@@ -21,16 +21,18 @@ import numpy as np
 
 from ssm_jax import files
 from ssm_jax.cli import common
-from ssm_jax.cli.model import CheckpointFlag
+from ssm_jax.cli.model import require_folder
 
 LAYOUTS = ("state_dict", "checkpoint")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Flags(CheckpointFlag):
+class Flags:
     """Flags of `export-reference`.
 
     Attributes:
+      checkpoint: A run's working directory, its folder of checkpoints, or the folder of one step.
+        Of several the best is taken, or the latest where none was evaluated.
       output: The .npz, .pth or .pt file; must not exist.
       layout: Content of a .pth file. state_dict: the tensors by name, for model.load_state_dict().
         checkpoint: a dict with epoch, model_weights (the state dict) and anchor_generator, which is
@@ -40,8 +42,12 @@ class Flags(CheckpointFlag):
         by name.
     """
 
+    checkpoint: str
     output: pathlib.Path
     layout: str = dataclasses.field(default="state_dict", metadata={"choices": LAYOUTS})
+
+    def __post_init__(self):
+        require_folder(self.checkpoint)
 
 
 def main(flags: Flags) -> None:

@@ -34,21 +34,6 @@ class SummaryFlags:
     rule: str = dataclasses.field(default="mean", metadata={"choices": RULES})
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointFlag:
-    """Which model.
-
-    Attributes:
-      checkpoint: A run's working directory, its folder of checkpoints, or the folder of one step.
-        Of several the best is taken, or the latest where none was evaluated.
-    """
-
-    checkpoint: str
-
-    def __post_init__(self):
-        require_folder(self.checkpoint)
-
-
 def require_folder(checkpoint: str) -> None:
     """Raises ValueError for a file in place of a checkpoint, which is a folder."""
     if pathlib.Path(checkpoint).is_file():
