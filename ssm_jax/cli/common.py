@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import logging
 import pathlib
 import platform
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -70,7 +70,9 @@ def no_interrupt_lost() -> Iterator[None]:
         if not issubclass(dropped.exc_type, KeyboardInterrupt):
             former(dropped)
             return
-        again = threading.Timer(0.01, _thread.interrupt_main)  # after the callback
+        # After the callback, and by a signal, which also ends a wait.
+        main = threading.main_thread().ident
+        again = threading.Timer(0.01, signal.pthread_kill, (main, signal.SIGINT))
         again.daemon = True
         again.start()
 

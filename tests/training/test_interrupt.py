@@ -62,10 +62,12 @@ def test_ctrl_c_in_a_callback_of_the_garbage_collector_ends_too():
             signal.raise_signal(signal.SIGINT)
 
     gc.callbacks.append(callback)
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs of a shell have none
     try:
         with pytest.raises(KeyboardInterrupt), common.no_interrupt_lost():
             gc.collect()
             time.sleep(10)
     finally:
         gc.callbacks.remove(callback)
+        signal.signal(signal.SIGINT, former)
     assert arrived
