@@ -1,7 +1,7 @@
-"""Writes a trained model as one file that runs without this package, by JAX or as ONNX.
+"""Writes a trained model as one file that runs without this package: JAX, ONNX, browser.
 
-Both take images, any number of slices at a time, and return class_logits, boxes, scores, labels,
-valid and mask_probabilities. The page "Export" of the documentation has a script for each.
+The first two take images, any number of slices at a time, and return class_logits, boxes, scores,
+labels, valid and mask_probabilities. The page "Export" of the documentation has a script for each.
 
 jax: a zip of program.bin (a jax.export artifact with the weights inside, for CPU, CUDA and TPU) and
 metadata.json (the model's configuration, classes and thresholds, and what inputs and outputs mean).
@@ -9,6 +9,10 @@ Images are [b, S, S], where S is the model's image size.
 
 onnx: standard operators of opset 17, with the same facts in the file's metadata. Images are
 [b, h, w], resized so that the short side is S. Needs the extra ssm-jax[onnx].
+
+browser: an HTML file with the ONNX model and its engine inside. A browser opens it from a disk,
+takes pictures of slices (PNG, JPEG) and shows their lesions; nothing is sent anywhere. The engine
+is the npm package onnxruntime-web (`npm install onnxruntime-web`). Needs the extra ssm-jax[onnx].
 
 Examples:
 
@@ -18,13 +22,16 @@ Examples:
     ssm-jax export --checkpoint=runs/demo --output=model.onnx --format=onnx
     ssm-jax export --checkpoint=runs/demo --output=small.onnx --format=onnx \\
         --quantize=int8 --calibrate=slices/
+    ssm-jax export --checkpoint=runs/demo --output=lesions.html --format=browser \\
+        --onnxruntime_web=node_modules/onnxruntime-web
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from typing import TYPE_CHECKING
+import tempfile
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     from ssm_jax.config import ModelConfig
 
 CALIBRATION = 64  # slices at most
+FORMATS = ("jax", "onnx", "browser")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,29 +51,37 @@ class Flags:
 
     Attributes:
       output: The file; must not exist.
-      format: Who runs the file: JAX, or engines that read ONNX.
+      format: Who runs the file: JAX, engines that read ONNX, or a browser.
       masks: Whether the program predicts masks.
-      input_type: Gray values that the program takes: 0 to 255 (uint8) or 0 to 1 (float32).
+      input_type: Gray values that the program takes: 0 to 255 (uint8) or 0 to 1 (float32). Not for
+        --format=browser.
       quantize: Precision of the convolutions: none (32 bits), or int8, a smaller file whose
         predictions differ: measure it on your own slices first.
       calibrate: Slices that show --quantize=int8 the ranges of values: a file, folder, pattern or
         zip as predict takes them. At most 64 of them are taken, evenly.
+      onnxruntime_web: Folder of the npm package of this name, for --format=browser.
       model: Which model.
     """
 
     output: pathlib.Path
-    format: str = dataclasses.field(default="jax", metadata={"choices": ("jax", "onnx")})
+    format: str = dataclasses.field(default="jax", metadata={"choices": FORMATS})
     masks: bool = True
     input_type: str = dataclasses.field(default="uint8", metadata={"choices": ("uint8", "float32")})
     quantize: str = dataclasses.field(default="none", metadata={"choices": ("none", "int8")})
     calibrate: str | None = None
+    onnxruntime_web: pathlib.Path | None = None
     model: ModelFlags
 
     def __post_init__(self):
-        if self.quantize != "none" and self.format != "onnx":
-            raise ValueError("--quantize is for --format=onnx")
+        if self.quantize != "none" and self.format == "jax":
+            raise ValueError("--quantize is for --format=onnx and --format=browser")
         if (self.quantize != "none") != (self.calibrate is not None):
             raise ValueError("--quantize=int8 and --calibrate=PATH go together; give both or none")
+        if (self.format == "browser") != (self.onnxruntime_web is not None):
+            raise ValueError(
+                "--format=browser and --onnxruntime_web=node_modules/onnxruntime-web go together "
+                "(`npm install onnxruntime-web` makes that folder)"
+            )
 
 
 def main(flags: Flags) -> None:
@@ -75,27 +91,57 @@ def main(flags: Flags) -> None:
     common.start_jax()
     model = Loaded(flags.model)
     model.tell()
-    settings = model.export_settings(flags.masks, flags.input_type)
     if flags.format == "onnx":
-        with common.needs_extra("onnx"):
-            from ssm_jax.interop.onnx import file
-
-        calibration: list[np.ndarray] = []
-        if flags.calibrate is not None:
-            calibration = slices_for(model.config, flags.calibrate, flags.input_type)
         output.parent.mkdir(parents=True, exist_ok=True)
-        file.write(output, model.config, model.variables, settings, calibration)
+        write_onnx(output, model, flags, flags.input_type)
         shape = "b, h, w"
+    elif flags.onnxruntime_web is not None:
+        write_page(output, model, flags, flags.onnxruntime_web)
+        print(f"{model.info.path} -> {output} ({output.stat().st_size / 1e6:.1f} MB; open it)")
+        return
     else:
         from ssm_jax.interop import portable
 
         output.parent.mkdir(parents=True, exist_ok=True)
+        settings = model.export_settings(flags.masks, flags.input_type)
         facts = portable.write(output, model.config, model.variables, settings)
         shape = ", ".join(map(str, facts["inputs"]["images"]["shape"]))
     megabytes = output.stat().st_size / 1e6
     print(
         f"{model.info.path} -> {output} ({megabytes:.1f} MB; images [{shape}] {flags.input_type})"
     )
+
+
+def write_onnx(
+    output: pathlib.Path, model: Loaded, flags: Flags, input_type: str
+) -> dict[str, Any]:
+    """Writes the ONNX file; returns its metadata."""
+    with common.needs_extra("onnx"):
+        from ssm_jax.interop.onnx import file
+
+    settings = model.export_settings(flags.masks, input_type)
+    calibration: list[np.ndarray] = []
+    if flags.calibrate is not None:
+        calibration = slices_for(model.config, flags.calibrate, input_type)
+    return file.write(output, model.config, model.variables, settings, calibration)
+
+
+def write_page(
+    output: pathlib.Path, model: Loaded, flags: Flags, onnxruntime_web: pathlib.Path
+) -> None:
+    """Writes the page that runs the model in a browser."""
+    from ssm_jax import files
+    from ssm_jax.report import browser
+
+    runtime = browser.read_runtime(onnxruntime_web)
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.onnx"
+        facts = write_onnx(path, model, flags, "float32")
+        data = path.read_bytes()
+    known = {label: text for label, text in model.facts().items() if label != "Computed on"}
+    page = browser.browser_page("CT slices", data, facts, model.info.classes, runtime, known)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text_atomically(output, page)
 
 
 def slices_for(model_config: ModelConfig, inputs: str, input_type: str) -> list[np.ndarray]:

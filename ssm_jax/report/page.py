@@ -101,6 +101,7 @@ def page(
     styles: Sequence[str] = (),
     scripts: Sequence[str] = (),
     connects: bool = False,
+    runs: Sequence[str] = (),
 ) -> str:
     """The whole document.
 
@@ -112,12 +113,13 @@ def page(
       styles: names of style sheets that it needs besides the common one, files in `templates`.
       scripts: names of the scripts that it runs, files in `templates`.
       connects: whether its scripts may ask the server that it came from.
+      runs: other sources of scripts that are allowed, as the policy of a page names them.
 
     Returns:
       The text of an HTML file.
     """
     codes = [_resource(name) for name in ("script.js", *scripts)]
-    policy = " ".join([_POLICY, *(f"'sha256-{_sha256(code)}'" for code in codes)])
+    policy = " ".join([_POLICY, *(f"'sha256-{_sha256(code)}'" for code in codes), *runs])
     if connects:
         policy += "; connect-src 'self'"
     return _TEMPLATES.get_template("page.html").render(

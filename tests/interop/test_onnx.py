@@ -1,6 +1,8 @@
 """Exported ONNX files, run by engines: against recordings of the author's code and against JAX."""
 
+import base64
 import json
+import re
 import subprocess
 import sys
 
@@ -21,6 +23,7 @@ from ssm_jax.models.inference import make_predict_fn
 from ssm_jax.ops import roi_batch
 from ssm_jax.ops.masks import encode_masks
 from ssm_jax.predictor import Predictor
+from ssm_jax.report import browser
 from tests.helpers.programs import run
 from tests.helpers.tiny import get_config
 from tests.parity import seeded
@@ -267,12 +270,32 @@ def test_commands(few, tmp_path):
         assert told in done.stderr.splitlines()[-1]
 
 
+def test_export_for_a_browser(few, tmp_path):
+    config, variables, _ = few
+    save_model(tmp_path / "model", config, variables)
+    output, runtime = tmp_path / "out" / "page.html", tmp_path / "package"
+    given = (f"--checkpoint={tmp_path / 'model'}", f"--output={output}", "--format=browser")
+    done = run("export", *given, f"--onnxruntime_web={runtime}")
+    assert done.returncode == 1
+    assert f"{runtime} has no" in done.stderr
+    runtime.mkdir()
+    for name in (browser.SCRIPT, browser.ENGINE):
+        (runtime / name).write_bytes(b"engine")
+    done = run("export", *given, f"--onnxruntime_web={runtime}")
+    assert done.returncode == 0, done.stderr
+    (encoded,) = re.findall('id="model">([^<]+)<', output.read_text(encoding="utf-8"))
+    session = onnxruntime.InferenceSession(base64.b64decode(encoded))
+    assert [(x.name, x.type) for x in session.get_inputs()] == [("images", "tensor(float)")]
+
+
 def test_what_export_refuses(tmp_path):
     given = (f"--checkpoint={tmp_path}", f"--output={tmp_path / 'm.onnx'}")
     for more, told in (
         (("--quantize=int8",), "--quantize is for --format=onnx"),
         (("--quantize=int8", "--format=onnx"), "go together"),
         (("--calibrate=x", "--format=onnx"), "go together"),
+        (("--format=browser",), "npm install onnxruntime-web"),
+        (("--onnxruntime_web=x", "--format=onnx"), "go together"),
     ):
         done = run("export", *given, *more)
         assert done.returncode == 1
