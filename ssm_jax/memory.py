@@ -1,10 +1,11 @@
-"""Memory of a process: what is freed is kept for the next array."""
+"""Memory of a process: what is freed is kept for the next array, but for the compiler's."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import sys
+from typing import Any
 
 # Parameters of glibc's mallopt.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
@@ -23,12 +24,29 @@ def keep_freed() -> None:
     few cores. On many cores, threads that compile at the same time would wait for each other there;
     there, the first thread alone keeps large arrays.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = _of_glibc("mallopt")
     if mallopt is None:
         return
     mallopt(_M_MMAP_THRESHOLD, _LARGEST)
     mallopt(_M_TRIM_THRESHOLD, _KEPT)
     if (os.cpu_count() or 1) <= FEW_CORES:
         mallopt(_M_ARENA_MAX, 1)
+
+
+def give_back() -> None:
+    """Hands freed memory back to the system, on Linux with glibc; elsewhere it does nothing.
+
+    For after a compilation: the compiler takes hundreds of megabytes that no array needs later, and
+    frees them in pieces between which other things lie. A few milliseconds, and a page fault for
+    each page that is used again.
+    """
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_glibc(name: str) -> Any:
+    """A function of the C library; None where it has none of this name."""
+    if not sys.platform.startswith("linux"):
+        return None
+    return getattr(ctypes.CDLL(None), name, None)

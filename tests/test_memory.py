@@ -46,3 +46,29 @@ def test_an_array_takes_the_memory_of_the_one_before():
         counts.append(int(done.stdout))
     assert counts[0] >= 32
     assert counts[1] < counts[0] / 4
+
+
+PIECES = """
+import numpy as np
+from ssm_jax import memory
+
+def resident():
+    pages = int(open("/proc/self/statm").read().split()[1])
+    return pages * 4 // 1024  # MiB, of pages of 4 KiB
+
+memory.keep_freed()
+pieces = [np.ones(2**20, np.uint8) for _ in range(200)]
+del pieces[::2]
+before = resident()
+memory.give_back()
+print(before - resident(), sum(int(piece.sum()) for piece in pieces))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone keeps memory")
+def test_memory_between_arrays_goes_back():
+    command = [sys.executable, "-c", PIECES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    back, kept = map(int, done.stdout.split())
+    assert back > 90
+    assert kept == 100 * 2**20

@@ -27,7 +27,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from ssm_jax import sharding
+from ssm_jax import memory, sharding
 from ssm_jax.config import ModelConfig, check_values, class_set, validate
 from ssm_jax.data import Datasets, TrainBatches, make_train_iterator, open_datasets
 from ssm_jax.data.class_files import named_classes
@@ -301,6 +301,7 @@ class _Run:
         metrics = json_ready({"step": step, **metrics})
         if first:
             write_json(self.workdir / METRICS_FILE, metrics)
+        memory.give_back()  # the first time, of the compiler as well
         logger.info("step %d: %s", step, summary(metrics))
         return weights["batch_stats"], metrics
 
@@ -369,7 +370,9 @@ def _start_compiling(
         return jax.ShapeDtypeStruct((plan.batch_size, *rows.shape[1:]), rows.dtype)
 
     def compiled(step, batch):
-        return step.lower(shapes, jax.tree.map(of_all_processes, batch)).compile()
+        program = step.lower(shapes, jax.tree.map(of_all_processes, batch)).compile()
+        memory.give_back()
+        return program
 
     steps = make_steps(model, config.train, plan.total, mesh)
     futures = {
