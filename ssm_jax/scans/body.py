@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 _THIN = 2  # pixels to each side that parts of the body are wider than, and tables and tubes are not
 
@@ -21,6 +20,8 @@ def body_mask(image: np.ndarray, tissue: float) -> np.ndarray:
     Returns:
       bool [H, W]; nowhere true where there is no body.
     """
+    from scipy import ndimage  # takes half a second to import
+
     gray = image if image.ndim == 2 else image.mean(axis=2)
     thick = ndimage.binary_opening(gray >= tissue, iterations=_THIN)
     parts, count = ndimage.label(thick)
