@@ -13,6 +13,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from scipy import stats
+
 from ssm_jax.cli import common
 from ssm_jax.config import VARIANTS
 from ssm_jax.files import write_json
@@ -23,23 +25,28 @@ BEGIN, END = "<!-- table of all systems: begin -->", "<!-- table of all systems:
 
 # One budget for all: fields of the configuration that differ from the paper's recipe.
 BUDGET = {
-    "model.image_size": 128,
+    "model.image_size": 192,
     "model.bn_momentum": 0.02,
-    "data.phantom.size": 128,
+    "model.roi_batch": 64,
+    "model.roi_positives": 16,
+    "model.rpn_pre_nms": 1000,
+    "model.rpn_post_nms": 300,
+    "data.phantom.size": 192,
     "data.phantom.seg_train": 400,
     "data.phantom.seg_test": 60,
-    "data.phantom.cls_train": 1500,
+    "data.phantom.cls_train": 600,
     "data.phantom.cls_test": 150,
     "train.batch_size": 2,
     "train.schedule": "cosine",
     "train.end_learning_rate": 1e-5,
     "train.warmup_steps": 30,
+    "train.ema_decay": 0.98,
     "eval.bn_slices": 64,
     "eval.score_threshold": 0.3,
     "checkpoint.every_steps": 100,
 }
 # Iterations of segmentation alone, and of both steps: stage I and II, or the parts of one run.
-ALONE, BOTH = 360, 300
+ALONE, BOTH = 700, 300
 STAGE_1 = {"train.max_steps": ALONE, "train.learning_rate": 1e-3}
 STAGE_2 = {"train.max_steps": BOTH, "train.learning_rate": 3e-4}
 SCRATCH = {
@@ -47,7 +54,7 @@ SCRATCH = {
     "train.classification_from": ALONE,
     "train.learning_rate": 1e-3,
 }
-WITH_MODULE_S = {"train.module_s_learning_rate": 3e-3}
+WITH_MODULE_S = {"train.module_s_learning_rate": 3e-3, "train.module_s_output_scale": 0.1}
 # At these rates a lucky slice sets a best loss that no later step beats.
 TWO_BRANCHES = {"train.copy_rule": "every_step"}
 RECIPES = {
@@ -197,8 +204,7 @@ def run_program(command: Sequence[str]) -> int:
     """
     stopped = []
     # A session of its own: the terminal's Ctrl-C would reach it beside the one handed on.
-    program = [sys.executable, *command[1:]]
-    with subprocess.Popen(program, start_new_session=True) as process:
+    with subprocess.Popen([sys.executable, *command[1:]], start_new_session=True) as process:
 
         def hand_on(number, frame):
             stopped.append(number)
@@ -283,8 +289,7 @@ def make_table(plan: Plan, systems: Sequence[System]) -> str:
     if not finished:
         raise ReproduceError(f"{plan.workdir} holds no finished run of this seed and budget")
     columns = ["Model", "Parameters", "Trained by L_SEG / L_CLS", *FIGURES, "Minutes"]
-    rows = [_row(plan, system) for system in systems]
-    lines = markdown_table(columns, rows)
+    lines = markdown_table(columns, [_row(plan, system) for system in systems])
     config = plan.config(finished[0])
     phantom, train = config.data.phantom, config.train
     machines = sorted({plan.record(system)["machine"] for system in finished})
@@ -297,7 +302,8 @@ def make_table(plan: Plan, systems: Sequence[System]) -> str:
         f"{ALONE} iterations of segmentation alone (stage I, or the first part of "
         f"SSM<sup>S</sup>), then {BOTH} of both steps; {train.batch_size} pairs of slices an "
         f"iteration; seed {plan.seed}, score threshold {config.eval.score_threshold}; per-image "
-        "AP; F1 weighted by the classes' shares. Minutes include evaluation, and stage I where a "
+        "AP; accuracy with its 95% interval (Wilson; chance is 33.3%); F1 weighted by the classes' "
+        "shares. Minutes include evaluation, and stage I where a "
         f"system starts from it; on {', '.join(machines)}. Written by `{program}`, which runs:",
         "",
         "<details><summary>commands</summary>",
@@ -313,10 +319,18 @@ def _row(plan: Plan, system: System) -> list[str]:
     metrics = plan.metrics(system)
     every, segmentation, classification = parameter_counts(plan.config(system))
     trained = f"{segmentation:,}" + (f" / {classification:,}" if classification else "")
-    figures = [_number(metrics.get(name), form) for name, form in FIGURES.values()]
+    figures = {col: _number(metrics.get(name), form) for col, (name, form) in FIGURES.items()}
+    if (accuracy := metrics.get("accuracy")) is not None:
+        figures["Accuracy"] += _interval(accuracy, plan.config(system).data.phantom.cls_test)
     seconds = _training_seconds(plan.folder(system)) if metrics else None
     minutes = _number(None if seconds is None else seconds / 60, ".1f")
-    return [system.title, f"{every:,}", trained, *figures, minutes]
+    return [system.title, f"{every:,}", trained, *figures.values(), minutes]
+
+
+def _interval(share: float, count: int) -> str:
+    """The 95% interval of a share of so many slices, each of another patient (Wilson 1927)."""
+    low, high = stats.binomtest(round(share * count), count).proportion_ci(method="wilson")
+    return f" [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _training_seconds(folder: pathlib.Path) -> float | None:

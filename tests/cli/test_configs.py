@@ -24,7 +24,7 @@ def test_packaged_ones_go_by_name():
     assert list(configs.packaged()) == names
     for text in ("demo", "demo.py", str(ROOT / "configs" / "demo.py")):
         assert configs.find(text) == (ROOT / "configs" / "demo.py", "")
-        assert configs.load(text).train.max_steps == 1000
+        assert configs.load(text).train.max_steps == 700
         assert configs.name_of(text) == "demo"
     config = configs.load("ssm2:r34_2")
     assert (config.model.backbone, config.model.blocks) == VARIANTS["r34_2"]
@@ -36,7 +36,7 @@ def test_a_file_goes_by_its_path(tmp_path, monkeypatch):
     own.write_text("from ssm_jax.config import default_config as get_config\n")
     monkeypatch.chdir(tmp_path)
     assert configs.load("demo.py").train.max_steps == 0  # the nearer one
-    assert configs.load("demo").train.max_steps == 1000
+    assert configs.load("demo").train.max_steps == 700
 
 
 BAD = {

@@ -134,7 +134,7 @@ def test_every_number_comes_from_the_runs(plan, table):
             assert row["Accuracy"] == row["F1"] == row["COVID-19"] == "–"
             assert "/" not in row["Trained by L_SEG / L_CLS"]
             continue
-        assert row["Accuracy"] == f"{number / 40:.1%}"
+        assert row["Accuracy"].startswith(f"{number / 40:.1%} [")
         assert row["CP"] == f"{number / 50:.1%}"
         assert row["F1"] == f"{number / 30:.3f}"
         assert row["Parameters"] == f"{PARAMETERS[architecture]:,}"
@@ -149,6 +149,15 @@ def test_every_number_comes_from_the_runs(plan, table):
     )
     assert all(size in text for size in (*sizes, "seed 5"))
     assert "`python -m experiments.reproduce --seed=5`" in text
+
+
+def test_the_interval_of_an_accuracy_is_wilsons():
+    # Of 150 slices 60 are right; the formula written out.
+    share, count, z = 0.4, 150, 1.959963984540054
+    center = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * (share * 0.6 / count + z * z / (4 * count**2)) ** 0.5
+    told = f" [{100 * (center - half):.1f}, {100 * (center + half):.1f}]"
+    assert systems._interval(share, count) == told == " [32.5, 48.0]"
 
 
 def test_what_is_finished_is_not_run_again(plan, table):
@@ -263,5 +272,5 @@ def test_a_system_trains_by_its_command(plan, table, monkeypatch):
     monkeypatch.setattr(systems, "BUDGET", systems.BUDGET | kept | changed)
     systems.reproduce(plan, systems.selected(["ssm2_r18_2"]), table, systems.run_program)
     row = rows_of(table.read_text(encoding="utf-8"))["SSM<sup>2</sup> R18\\*"]
-    assert row["Accuracy"].endswith("%")
+    assert re.fullmatch(r"[0-9.]+% \[[0-9.]+, [0-9.]+\]", row["Accuracy"])
     assert float(row["Minutes"]) > 0
