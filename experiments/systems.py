@@ -13,8 +13,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scipy import stats
-
 from ssm_jax.cli import common
 from ssm_jax.config import VARIANTS
 from ssm_jax.files import write_json
@@ -329,6 +327,8 @@ def _row(plan: Plan, system: System) -> list[str]:
 
 def _interval(share: float, count: int) -> str:
     """The 95% interval of a share of so many slices, each of another patient (Wilson 1927)."""
+    from scipy import stats  # takes half a second to import
+
     low, high = stats.binomtest(round(share * count), count).proportion_ci(method="wilson")
     return f" [{100 * low:.1f}, {100 * high:.1f}]"
 

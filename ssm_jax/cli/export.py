@@ -92,13 +92,11 @@ def main(flags: Flags) -> None:
     model = Loaded(flags.model)
     model.tell()
     if flags.format == "onnx":
-        output.parent.mkdir(parents=True, exist_ok=True)
         write_onnx(output, model, flags, flags.input_type)
-        shape = "b, h, w"
+        told = f"images [b, h, w] {flags.input_type}"
     elif flags.onnxruntime_web is not None:
         write_page(output, model, flags, flags.onnxruntime_web)
-        print(f"{model.info.path} -> {output} ({output.stat().st_size / 1e6:.1f} MB; open it)")
-        return
+        told = "open it"
     else:
         from ssm_jax.interop import portable
 
@@ -106,10 +104,8 @@ def main(flags: Flags) -> None:
         settings = model.export_settings(flags.masks, flags.input_type)
         facts = portable.write(output, model.config, model.variables, settings)
         shape = ", ".join(map(str, facts["inputs"]["images"]["shape"]))
-    megabytes = output.stat().st_size / 1e6
-    print(
-        f"{model.info.path} -> {output} ({megabytes:.1f} MB; images [{shape}] {flags.input_type})"
-    )
+        told = f"images [{shape}] {flags.input_type}"
+    print(f"{model.info.path} -> {output} ({output.stat().st_size / 1e6:.1f} MB; {told})")
 
 
 def write_onnx(
@@ -123,6 +119,7 @@ def write_onnx(
     calibration: list[np.ndarray] = []
     if flags.calibrate is not None:
         calibration = slices_for(model.config, flags.calibrate, input_type)
+    output.parent.mkdir(parents=True, exist_ok=True)
     return file.write(output, model.config, model.variables, settings, calibration)
 
 

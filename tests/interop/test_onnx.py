@@ -278,6 +278,9 @@ def test_export_for_a_browser(few, tmp_path):
     done = run("export", *given, f"--onnxruntime_web={runtime}")
     assert done.returncode == 1
     assert f"{runtime} has no" in done.stderr
+    missing = (*given[:2], "--format=onnx", "--quantize=int8", f"--calibrate={tmp_path / 'none'}")
+    assert run("export", *missing).returncode == 1
+    assert not output.parent.exists()  # what fails leaves no folder
     runtime.mkdir()
     for name in (browser.SCRIPT, browser.ENGINE):
         (runtime / name).write_bytes(b"engine")
