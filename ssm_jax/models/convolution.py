@@ -1,15 +1,15 @@
 """Convolution whose gradient with respect to the kernel is fast on a CPU.
 
-XLA computes that gradient on a CPU as a convolution with a window as large as the feature map,
-several times slower than the same sum as matrix products: one product for each place of the
-kernel, of the map shifted to that place with the gradient of the output. Strips of a few rows keep
-the operands in the cache. Accelerators have their own kernels and take the compiler's gradient.
+XLA computes that gradient on a CPU as a convolution with a window as large as the feature map, up
+to three times slower than the same sum as matrix products: one product for each row of the kernel,
+of the gradient of the output with the map shifted to each place of that row. Strips of a few rows
+keep the operands in the cache. Accelerators have their own kernels and take the compiler's
+gradient.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, Float32
 from ssm_jax import sharding
 from ssm_jax.ops import platforms
 
-STRIP_ROWS = 8  # output rows of a strip, of all images together
+STRIP_ROWS = 16  # output rows of a strip at most
+STRIP_PLACES = 2048  # places that the maps of a strip have together, where it spans several maps
 FEW_CHANNELS = 4  # up to here whole patches make one product; single channels are too thin for one
 
 
@@ -53,24 +54,27 @@ def _forward(x, kernel, stride, padding):
 
 
 def _backward(stride, padding, residuals, gradient):
-    x, kernel = residuals
-
     def plain(x, kernel):
         return convolve.fun(x, kernel, stride, padding)
 
-    def by_compiler(x, gradient):
-        return jax.vjp(functools.partial(plain, x), kernel)[1](gradient)[0]
+    def by_compiler(x, kernel, gradient):
+        return jax.vjp(plain, x, kernel)[1](gradient)
 
-    def by_products(x, gradient):
+    def by_products(x, kernel, gradient):
         def of_images(x, gradient):
             share = kernel_gradient(x, gradient, kernel.shape[0], stride, padding)
             return sharding.total(share).astype(kernel.dtype)
 
-        return sharding.per_device(of_images, out_specs=sharding.REPLICATED)(x, gradient)
+        of_kernel = sharding.per_device(of_images, out_specs=sharding.REPLICATED)(x, gradient)
+        if stride > 1:
+            (of_x,) = jax.vjp(lambda x: plain(x, kernel), x)[1](gradient)
+        else:
+            # The same as above, in the form that a CPU computes fast inside of a loop too.
+            turned = kernel[::-1, ::-1].swapaxes(2, 3)
+            of_x = convolve.fun(gradient, turned, 1, kernel.shape[0] - 1 - padding)
+        return of_x, of_kernel
 
-    of_kernel = platforms.by_platform(x, gradient, cpu=by_products, default=by_compiler)
-    (of_x,) = jax.vjp(lambda x: plain(x, kernel), x)[1](gradient)
-    return of_x, of_kernel
+    return platforms.by_platform(*residuals, gradient, cpu=by_products, default=by_compiler)
 
 
 convolve.defvjp(_forward, _backward)
@@ -92,45 +96,69 @@ def kernel_gradient(
       stride: see `convolve`.
       padding: see `convolve`.
     """
-    batch, height, _, features = gradient.shape
+    batch, height, width, features = gradient.shape
     channels = x.shape[-1]
-    rows = math.gcd(height, max(1, STRIP_ROWS // batch))
-    products = _patch_product if channels <= FEW_CHANNELS else _shifted_products
-    padded = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    strips, rows = _parts(height, STRIP_ROWS)
+    groups, images = _parts(batch, max(1, STRIP_PLACES // (height * width)))
+    # Rows and images of zeros, which add nothing, make all strips alike.
+    more_images, more_rows = groups * images - batch, strips * rows - height
+    below = padding + more_rows * stride
+    x = jnp.pad(x, ((0, more_images), (padding, below), (padding, padding), (0, 0)))
+    gradient = jnp.pad(gradient, ((0, more_images), (0, more_rows), (0, 0), (0, 0)))
     span = (rows - 1) * stride + size
+    few = channels <= FEW_CHANNELS
+    products = _patch_product if few else _row_products
 
     def add(total, index):
-        strip = lax.dynamic_slice_in_dim(padded, index * rows * stride, span, axis=1)
-        of_strip = lax.dynamic_slice_in_dim(gradient, index * rows, rows, axis=1)
+        image, first = index // strips * images, index % strips * rows
+        strip = lax.dynamic_slice(x, (image, first * stride, 0, 0), (images, span, *x.shape[2:]))
+        of_strip = lax.dynamic_slice(
+            gradient, (image, first, 0, 0), (images, rows, *gradient.shape[2:])
+        )
         return total + products(strip, of_strip, size, stride), None
 
-    zeros = jnp.zeros((size, size, channels, features))
-    return lax.scan(add, zeros, jnp.arange(height // rows))[0]
+    shape = (size, size * channels, features) if few else (size, features, size * channels)
+    total = lax.scan(add, jnp.zeros(shape), jnp.arange(groups * strips))[0]
+    total = total if few else total.mT
+    return total.reshape(size, size, channels, features)
 
 
-def _shifts(strip: Array, rows: int, columns: int, size: int, stride: int) -> list[Array]:
-    """The input at each place of the kernel, row by row: size * size maps [B, rows, columns, C]."""
-
-    def at(y, x):
-        return strip[:, y : y + (rows - 1) * stride + 1 : stride][
-            :, :, x : x + (columns - 1) * stride + 1 : stride
-        ]
-
-    return [at(y, x) for y in range(size) for x in range(size)]
+def _parts(count: int, most: int) -> tuple[int, int]:
+    """How many equal parts of at most `most` hold so many, and the size of each."""
+    parts = -(-count // most)
+    return parts, -(-count // parts)
 
 
-def _shifted_products(strip: Array, gradient: Array, size: int, stride: int) -> Array:
-    """One product for each place of the kernel."""
+def _row_products(
+    strip: Float[Array, "B H W C"],
+    gradient: Float[Array, "B h w F"],
+    size: int,
+    stride: int,
+) -> Float32[Array, "{size} F {size}*C"]:
+    """One product for each row of the kernel: of the gradient, whose places lie along the rows of
+    the left matrix, with the input at all places of that row of the kernel.
+
+    The compiler has a fast product for a left matrix that is stored like this. Without the barrier
+    it would leave out the transposition and compute a slower one.
+    """
     _, rows, columns, features = gradient.shape
-    flat = gradient.reshape(-1, features)
-    of_places = [
-        _product(shifted.reshape(-1, strip.shape[-1]).T, flat)
-        for shifted in _shifts(strip, rows, columns, size, stride)
-    ]
-    return jnp.stack(of_places).reshape(size, size, -1, features)
+    across, down = (columns - 1) * stride + 1, (rows - 1) * stride + 1
+    aside = jnp.concatenate([strip[:, :, x : x + across : stride] for x in range(size)], axis=-1)
+    turned = lax.optimization_barrier(gradient.reshape(-1, features).T)
+    return jnp.stack(
+        [
+            _product(turned, aside[:, y : y + down : stride].reshape(-1, aside.shape[-1]))
+            for y in range(size)
+        ]
+    )
 
 
-def _patch_product(strip: Array, gradient: Array, size: int, stride: int) -> Array:
+def _patch_product(
+    strip: Float[Array, "B H W C"],
+    gradient: Float[Array, "B h w F"],
+    size: int,
+    stride: int,
+) -> Float32[Array, "{size} {size}*C F"]:
     """One product for all places: of patches, each a column, with the gradient.
 
     Shifted to the side first and downward then: a compiler handles 21 slices for 7x7 places of two
@@ -146,10 +174,8 @@ def _patch_product(strip: Array, gradient: Array, size: int, stride: int) -> Arr
         ]
     )
     patches = jnp.stack([aside[:, :, y : y + down : stride] for y in range(size)])
-    product = _product(
-        patches.reshape(size * size * strip.shape[-1], -1), gradient.reshape(-1, features)
-    )
-    return product.reshape(size, size, -1, features)
+    product = _product(patches.reshape(size * aside.shape[0], -1), gradient.reshape(-1, features))
+    return product.reshape(size, -1, features)
 
 
 def _product(a: Array, b: Array) -> Array:

@@ -235,9 +235,7 @@ def predict_masks(
         roi_features = ssm.align(config, features, boxes, MASK_BINS)
 
         def of(chosen):
-            logits = ssm.stage(
-                config, variables, "predict_masks", roi_features[chosen], as_products=False
-            )
+            logits = ssm.stage(config, variables, "predict_masks", roi_features[chosen])
             own = _own_mask(logits, labels.reshape(-1)[chosen])
             empty = jnp.zeros((roi_features.shape[0], MASK_SIZE, MASK_SIZE))
             return empty.at[chosen].set(own, unique_indices=True)

@@ -7,7 +7,6 @@ layers without a `dtype`.
 
 import functools
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -42,56 +41,6 @@ def conv(features: int, kernel: int, stride: int = 1, **kwargs) -> nn.Conv:
         conv_general_dilated=convolution.conv_general_dilated,
         **kwargs,
     )
-
-
-class Conv3x3(nn.Module):
-    """A 3x3 convolution, stride 1, padded by one, that can be computed as nine matrix products.
-
-    Inside `lax.cond` and loops a CPU computes the gradient of a convolution dozens of times slower
-    than outside, but matrix products at full speed.
-
-    Attributes:
-      features: output channels.
-      kernel_init: of the [3, 3, in, out] kernel.
-      bias_init: of the bias.
-      dtype: of the products; their sum is float32 until it is returned.
-    """
-
-    features: int
-    kernel_init: nn.initializers.Initializer
-    bias_init: nn.initializers.Initializer
-    dtype: Any = None
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "N h w C"], as_products: bool
-    ) -> Float[Array, "N h w {self.features}"]:
-        """The convolution, whose two forms differ by rounding."""
-        channels = x.shape[-1]
-        kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features))
-        bias = self.param("bias", self.bias_init, (self.features,))
-        x, factors = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        total = _products(x, factors, bias) if as_products else _convolved(x, factors, bias)
-        return total.astype(x.dtype)
-
-
-def _convolved(x, factors, bias):
-    return convolution.convolve(x, factors, 1, 1) + bias
-
-
-def _products(x, factors, bias):
-    count, height, width, channels = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    total = bias
-    for row in range(3):
-        for column in range(3):
-            shifted = padded[:, row : row + height, column : column + width]
-            total = total + jnp.matmul(
-                shifted.reshape(-1, channels),
-                factors[row, column],
-                preferred_element_type=total.dtype,
-            )
-    return total.reshape(count, height, width, -1)
 
 
 def dense_by_fan_in(features: int, fan_in: int, **kwargs) -> nn.Dense:

@@ -47,7 +47,9 @@ class BoxBranch(nn.Module):
 class Upsample2x(nn.Module):
     """2x2 transposed convolution with stride 2.
 
-    Windows do not overlap, so it is one matrix product followed by a rearrangement.
+    Windows do not overlap, so it is one matrix product. The four cells that come of one are left
+    side by side: `interleave` puts them in place, after the layers that read each cell alone have
+    made them small.
 
     Attributes:
       channels: output channels.
@@ -58,17 +60,22 @@ class Upsample2x(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N h w C"]) -> Float[Array, "N 2*h 2*w {self.channels}"]:
-        """Doubles both sides."""
-        count, height, width, in_channels = x.shape
+    def __call__(self, x: Float[Array, "N h w C"]) -> Float[Array, "N h w 2 2 {self.channels}"]:
+        """Doubles both sides: entry [n, i, j, y, x] is the cell [n, 2 i + y, 2 j + x]."""
+        in_channels = x.shape[-1]
         # Initialized as the reference does: the fan-out of its [in, out, 2, 2] weight is 4 * in.
         init = nn.initializers.normal((2 / (4 * in_channels)) ** 0.5)
         kernel = self.param("kernel", init, (2, 2, in_channels, self.channels))
         bias_init = layers.uniform_by_fan_in(4 * self.channels)
         bias = self.param("bias", bias_init, (self.channels,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        x = jnp.einsum("nijc,yxco->niyjxo", x, kernel)
-        return x.reshape(count, 2 * height, 2 * width, self.channels) + bias
+        return jnp.einsum("nijc,yxco->nijyxo", x, kernel) + bias
+
+
+def interleave(x: Float[Array, "N h w 2 2 C"]) -> Float[Array, "N 2*h 2*w C"]:
+    """Puts the cells that `Upsample2x` gives in their places."""
+    count, height, width, _, _, channels = x.shape
+    return x.swapaxes(2, 3).reshape(count, 2 * height, 2 * width, channels)
 
 
 class MaskHead(nn.Module):
@@ -84,13 +91,16 @@ class MaskHead(nn.Module):
 
     @nn.compact
     def __call__(
-        self, roi_features: Float[Array, "N 14 14 256"], as_products: bool
+        self, roi_features: Float[Array, "N 14 14 256"]
     ) -> Float[Array, "N 28 28 {self.num_classes}"]:
-        """Mask logits of N RoIs, one mask for every class; see `layers.Conv3x3`."""
+        """Mask logits of N RoIs, one mask for every class."""
         init = layers.kaiming_normal_fan_out
         bias_init = layers.uniform_by_fan_in(9 * fpn.CHANNELS)
-        conv = layers.Conv3x3(WIDTH, init, bias_init, self.dtype, name="conv")
-        x = nn.relu(conv(roi_features, as_products))
+        conv = layers.conv(
+            WIDTH, 3, kernel_init=init, bias_init=bias_init, dtype=self.dtype, name="conv"
+        )
+        x = nn.relu(conv(roi_features))
         x = nn.relu(Upsample2x(WIDTH, self.dtype, name="upsample")(x))
         bias_init = layers.uniform_by_fan_in(WIDTH)
-        return nn.Dense(self.num_classes, kernel_init=init, bias_init=bias_init, name="logits")(x)
+        logits = nn.Dense(self.num_classes, kernel_init=init, bias_init=bias_init, name="logits")
+        return interleave(logits(x))

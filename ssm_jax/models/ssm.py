@@ -99,11 +99,9 @@ class SingleShotModel(nn.Module):
         branch = self.classification_branch if self.config.branches == 2 else None
         return (branch or self.segmentation_branch)(roi_features)
 
-    def predict_masks(
-        self, roi_features: Float[Array, "N 14 14 256"], as_products: bool = True
-    ) -> Float[Array, "N 28 28 K"]:
-        """Mask logits of every class; see `layers.Conv3x3`."""
-        return self.mask_head(roi_features, as_products)
+    def predict_masks(self, roi_features: Float[Array, "N 14 14 256"]) -> Float[Array, "N 28 28 K"]:
+        """Mask logits of every class."""
+        return self.mask_head(roi_features)
 
     def read_class(self, rows: Float[Array, "B R 5"]) -> Float[Array, "B K"]:
         """Class logits from RoI batches; of no class (K = 0) without module S."""

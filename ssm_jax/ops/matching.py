@@ -36,7 +36,9 @@ def match(
     """
     iou = jnp.where(valid[None, :], iou, -1)
     best = iou.max(axis=1)
-    objects = iou.argmax(axis=1).astype(jnp.int32)
+    # `iou.argmax(axis=1)`, the first of the best, by a minimum, which a CPU finds much sooner.
+    numbers = jnp.arange(iou.shape[1], dtype=jnp.int32)
+    objects = jnp.where(iou == best[:, None], numbers, len(numbers)).min(axis=1)
     positive = best >= high
     if low_quality:
         best_of_object = iou.max(axis=0)  # [M]

@@ -7,6 +7,7 @@ is two matrix products, rows first and columns second, forward and backward, wit
 
 import functools
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
@@ -35,22 +36,61 @@ def roi_align(
       first_cell: row and column of the map where `features` begins.
       map_size: height and width of the map, cells; None: `features` is the whole map.
     """
-    height, width, channels = features.shape
-    count = boxes.shape[0]
+    height, width, _ = features.shape
     map_height, map_width = map_size or (height, width)
     left, top, right, bottom = jnp.moveaxis(lax.stop_gradient(boxes) * spatial_scale, -1, 0)
     weights = functools.partial(bin_weights, bins=output_size, samples=sampling_ratio)
     row_cells, column_cells = first_cell[0] + jnp.arange(height), first_cell[1] + jnp.arange(width)
     rows = weights(top, bottom, size=map_height, cells=row_cells)  # [N, bins, h]
     columns = weights(left, right, size=map_width, cells=column_cells)  # [N, bins, w]
-    rows = rows.reshape(count * output_size, height).astype(features.dtype)
+    return _pool(features, rows.astype(features.dtype), columns.astype(features.dtype))
+
+
+@jax.custom_vjp
+def _pool(
+    features: Float[Array, "h w C"],
+    rows: Float[Array, "N b h"],
+    columns: Float[Array, "N b w"],
+) -> Float[Array, "N b b C"]:
+    """Weighted sums over rows and columns. No gradient flows to the weights."""
+    height, width, channels = features.shape
+    count, bins, _ = rows.shape
     flat = features.reshape(height, width * channels)
-    pooled_rows = jnp.matmul(rows, flat, precision=lax.Precision.HIGHEST)
-    pooled_rows = pooled_rows.reshape(count, output_size, width, channels)
+    pooled_rows = _product(rows.reshape(count * bins, height), flat)
+    pooled_rows = pooled_rows.reshape(count, bins, width, channels)
     # One product for each row of bins, so that no operand and no result is transposed in memory.
-    columns = jnp.broadcast_to(columns[:, None], (count, output_size, output_size, width))
-    columns = columns.astype(features.dtype)
-    return jnp.matmul(columns, pooled_rows, precision=lax.Precision.HIGHEST)
+    return _product(_for_each_row(columns, bins), pooled_rows)
+
+
+def _pool_forward(features, rows, columns):
+    return _pool(features, rows, columns), (rows, columns)
+
+
+def _pool_backward(residuals, gradient):
+    # The same two products the other way. They are slow on a CPU with a left side that the
+    # compiler takes transposed, as it would without the barrier.
+    rows, columns = residuals
+    count, bins, height = rows.shape
+    width, channels = columns.shape[-1], gradient.shape[-1]
+    rows, columns = lax.optimization_barrier(
+        (rows.reshape(count * bins, height).T, _for_each_row(columns.mT, bins))
+    )
+    of_rows = _product(columns, gradient).reshape(count * bins, width * channels)
+    of_features = _product(rows, of_rows).reshape(height, width, channels)
+    return of_features, jnp.zeros_like(residuals[0]), jnp.zeros_like(residuals[1])
+
+
+_pool.defvjp(_pool_forward, _pool_backward)
+
+
+def _for_each_row(columns: Float[Array, "N a c"], bins: int) -> Float[Array, "N {bins} a c"]:
+    """The same matrix for every row of bins."""
+    count, *shape = columns.shape
+    return jnp.broadcast_to(columns[:, None], (count, bins, *shape))
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
 def bin_weights(

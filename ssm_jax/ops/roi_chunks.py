@@ -65,7 +65,7 @@ def _batch_backward(output_size, spatial_scale, residuals, cotangent):
         pool = functools.partial(
             roi_align, boxes=boxes, output_size=output_size, spatial_scale=spatial_scale
         )
-        return jax.linear_transpose(pool, zeros)(cotangent)[0]
+        return jax.vjp(pool, zeros)[1](cotangent)[0]
 
     def by_chunks(boxes, cotangent):
         images, count, _ = boxes.shape
@@ -163,15 +163,21 @@ def _by_chunks(
     together = max(n for n in range(1, CHUNKS_READ + 1) if chunks % n == 0)
     groups = images * chunks // together
 
-    def read(group):
+    def read(pooled, group):
         index, some_boxes = group
-        pooled = lax.map(
-            lambda boxes: align(features[index // (chunks // together)], boxes), some_boxes
-        )
-        return function(pooled.reshape(-1, *pooled.shape[2:]))
+        of_image = features[index // (chunks // together)]
+
+        def add(position, pooled):
+            return pooled.at[position].set(align(of_image, some_boxes[position]))
+
+        pooled = lax.fori_loop(0, together, add, pooled)
+        return pooled, function(pooled.reshape(-1, *pooled.shape[2:]))
 
     some_boxes = padded.reshape(groups, together, size, 4)
-    results = lax.map(read, (jnp.arange(groups), some_boxes))
+    # Handed on from group to group: a fresh array for each would be filled with zeros first.
+    pooled = jax.eval_shape(jax.vmap(align, (None, 0)), features[0], some_boxes[0])
+    pooled = jnp.zeros(pooled.shape, pooled.dtype)
+    _, results = lax.scan(read, pooled, (jnp.arange(groups), some_boxes))
     return jax.tree.map(
         lambda x: x.reshape(images, chunks * size, *x.shape[2:])[:, :count], results
     )

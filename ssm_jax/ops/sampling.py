@@ -34,8 +34,10 @@ def sample(key: PRNGKeyArray, labels: Int32[Array, "N"], size: int, max_positive
       Sample; indices are 0 in invalid slots.
     """
     count = labels.shape[0]
-    # 31 random bits order the candidates; -1 puts all others behind them.
-    priority = (jax.random.bits(key, (count,), jnp.uint32) >> 1).astype(jnp.int32)
+    # 30 random bits order the candidates, read as a positive number, since a CPU finds the largest
+    # floats much sooner than integers; the sum keeps them normal. -1 puts all others behind them.
+    bits = (jax.random.bits(key, (count,), jnp.uint32) >> 2) + jnp.uint32(0x00800000)
+    priority = lax.bitcast_convert_type(bits, jnp.float32)
     positive_slots, negative_slots = min(max(max_positive, 1), count), min(size, count)
     _, positives = lax.top_k(jnp.where(labels == POSITIVE, priority, -1), positive_slots)
     _, negatives = lax.top_k(jnp.where(labels == NEGATIVE, priority, -1), negative_slots)

@@ -83,7 +83,7 @@ def at_once(
 
         def loss_of(roi_features, mask_head):
             variables = {"params": {"mask_head": mask_head}}
-            logits = ssm.stage(model, variables, "predict_masks", roi_features, as_products=False)
+            logits = ssm.stage(model, variables, "predict_masks", roi_features)
             return losses.mask_loss(logits, rois.labels, rois.masks, rois.positive, positives)
 
         loss, (of_pooled, of_head) = jax.value_and_grad(loss_of, (0, 1))(pooled[chosen], mask_head)

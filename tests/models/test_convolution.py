@@ -20,6 +20,9 @@ CASES = [  # batch, height, width, channels, features, kernel, stride, padding
     (1, 16, 12, 3, 4, 7, 2, 3),
     (2, 12, 12, 2, 4, 7, 2, 3),
     (1, 9, 9, 1, 2, 3, 2, 1),
+    (2, 38, 8, 5, 3, 3, 1, 1),  # strips of a third of each map, the last one not full
+    (1, 74, 8, 2, 3, 7, 2, 3),
+    (5, 16, 64, 5, 3, 3, 1, 1),  # strips of two maps, the last one not full
 ]
 
 
