@@ -55,7 +55,7 @@ class Flags:
       masks: Whether the program predicts masks.
       input_type: Gray values that the program takes: 0 to 255 (uint8) or 0 to 1 (float32). Not for
         --format=browser.
-      quantize: Precision of the convolutions: none (32 bits), or int8, a smaller file whose
+      quantize: Precision of the large layers: none (32 bits), or int8, a smaller file whose
         predictions differ: measure it on your own slices first.
       calibrate: Slices that show --quantize=int8 the ranges of values: a file, folder, pattern or
         zip as predict takes them. At most 64 of them are taken, evenly.

@@ -205,7 +205,7 @@ def test_a_model_of_lesions_alone_without_masks(tmp_path):
 
 
 @pytest.mark.slow
-def test_convolutions_in_8_bits(few, tmp_path):
+def test_large_layers_in_8_bits(few, tmp_path):
     config, variables, path = few
     images = slices_of(8, 64, 64)
     small = tmp_path / "small.onnx"
@@ -213,7 +213,9 @@ def test_convolutions_in_8_bits(few, tmp_path):
     assert file.read_facts(small)["convolutions"] == "int8"
     assert small.stat().st_size < 0.7 * path.stat().st_size
     model = onnx.load(small)
-    kernels = {node.input[1] for node in model.graph.node if node.op_type == "Conv"}
+    nodes = [node for node in model.graph.node if node.op_type in ("Conv", "Gemm")]
+    kernels = {node.input[1] for node in nodes if node.op_type == "Conv"}
+    first = {node.input[1] for node in nodes if node.name.startswith("branches/fc6/")}
     eight_bits = {x.name for x in model.graph.initializer if x.data_type == onnx.TensorProto.INT8}
     dequantized = {
         node.output[0]
@@ -221,6 +223,7 @@ def test_convolutions_in_8_bits(few, tmp_path):
         if node.op_type == "DequantizeLinear" and node.input[0] in eight_bits
     }
     assert len(kernels - dequantized) == 3  # the last of the RPN (two) and of the mask head
+    assert len(first) == config.branches and first <= dequantized
     exact, rough = outputs_of(path, images), outputs_of(small, images)
     assert np.abs(exact["class_logits"] - rough["class_logits"]).max() > 0
     best = exact["scores"][:, 0] - rough["scores"][:, 0]

@@ -42,8 +42,8 @@ def write(
       model_config: the model.
       variables: {"params": ..., "batch_stats": ...}; they become part of the file.
       settings: how it predicts, and what the metadata tell.
-      calibration: slices [h, w] of the input type: convolutions are done in 8 bits, whose ranges
-        are those of these slices. Empty: all is done in float32.
+      calibration: slices [h, w] of the input type: large layers are computed in 8 bits, with the
+        ranges that these slices show. Empty: all is done in float32.
 
     Returns:
       The metadata in the file: each entry is there under its name, as JSON.

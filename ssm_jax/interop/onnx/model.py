@@ -250,7 +250,8 @@ def box_branch(graph: Graph, params: Tree, pooled: Value, proposals: Proposals) 
 
     def dense(x: Value, name: str, kernel: Weights | None = None) -> Value:
         kernel = params[name]["kernel"] if kernel is None else kernel
-        return graph.dense(x, kernel, params[name]["bias"])
+        with graph.part(name):
+            return graph.dense(x, kernel, params[name]["bias"])
 
     kernel = params["fc6"]["kernel"].reshape(BOX_BINS, BOX_BINS, -1, params["fc6"]["bias"].size)
     kernel = kernel.transpose(2, 0, 1, 3).reshape(-1, kernel.shape[-1])  # channels come first here

@@ -1,4 +1,4 @@
-"""Convolutions in 8 bits: static quantization by the ranges that calibration slices show."""
+"""Large layers in 8 bits: static quantization by the ranges that calibration slices show."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from onnxruntime import quantization
 
 # The last layers of the RPN and of the mask head rank boxes and draw outlines: they stay in float.
 PARTS = (
-    *("backbone/", "fpn/", "rpn/Conv_0", "rpn/Relu_0"),
+    *("backbone/", "fpn/", "rpn/Conv_0", "rpn/Relu_0", "branches/fc6/"),
     *(f"mask_head/{kind}_{index}" for kind in ("Conv", "Relu") for index in (0, 1)),
 )
-OPERATORS = ("Conv", "Relu", "MaxPool", "Add")  # what lies between two convolutions
+OPERATORS = ("Conv", "Gemm", "Relu", "MaxPool", "Add")  # layers, and what lies between two
 
 
 def quantized(model: onnx.ModelProto, slices: Sequence[np.ndarray]) -> onnx.ModelProto:
-    """A model whose convolutions take and give 8 bits.
+    """A model whose convolutions, and first layers of the box branches, take 8 bits.
 
     Weights have a scale for each output channel, activations one for each tensor, between their
     least and their largest value on the slices. Weights keep one bit less, for processors without
