@@ -21,7 +21,8 @@ def encode(mask: Shaped[np.ndarray, "..."]) -> dict[str, Any]:
     """
     if mask.ndim != 2:
         raise ValueError(f"a mask must have the shape [H, W], not {list(mask.shape)}")
-    encoded = coco_mask.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
+    binary = mask if mask.dtype == bool else mask != 0
+    encoded = coco_mask.encode(np.asfortranarray(binary).view(np.uint8))
     height, width = mask.shape
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 

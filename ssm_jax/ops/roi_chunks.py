@@ -168,7 +168,8 @@ def _by_chunks(
         of_image = features[index // (chunks // together)]
 
         def add(position, pooled):
-            return pooled.at[position].set(align(of_image, some_boxes[position]))
+            of_chunk = align(of_image, some_boxes[position])
+            return lax.dynamic_update_index_in_dim(pooled, of_chunk, position, 0)
 
         pooled = lax.fori_loop(0, together, add, pooled)
         return pooled, function(pooled.reshape(-1, *pooled.shape[2:]))
