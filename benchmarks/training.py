@@ -8,6 +8,7 @@ import tempfile
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import models
@@ -15,7 +16,7 @@ from benchmarks.timing import UNIT, Case, compiled_case, gemm_case
 from ssm_jax.config import ModelConfig, paper_config
 from ssm_jax.data.batches import make_train_iterator
 from ssm_jax.data.datasets import open_datasets
-from ssm_jax.models import ssm
+from ssm_jax.models import convolution, ssm
 from ssm_jax.training.state import state_from_variables
 from ssm_jax.training.steps import make_steps
 
@@ -47,7 +48,7 @@ class Trainer:
         )
         self.model = model or models.model_config()
         # Copies: the steps take the state for their own.
-        variables = jax.tree.map(jax.numpy.copy, models.variables(self.model))
+        variables = jax.tree.map(jnp.copy, models.variables(self.model))
         self.state = state_from_variables(variables, jax.random.key(0))
         images, sizes = models.slices(batch_size), models.sizes(batch_size)
         self.batches = {
@@ -85,7 +86,7 @@ class Trainer:
 
 
 def step_cases() -> list[Case]:
-    """The steps at 8, 32 and 128 positives, and whole iterations."""
+    """Gradients of kernels, the steps at 8, 32 and 128 positives, and whole iterations."""
     trainer, crowded = Trainer(), Trainer(counts=(128,))
     config = trainer.model
     extract = compiled_case(
@@ -96,7 +97,7 @@ def step_cases() -> list[Case]:
         models.sizes(1),
         note="the unit",
     )
-    cases = [gemm_case(), extract]
+    cases = [gemm_case(), extract, *gradient_cases()]
     for count in OBJECTS:
         owner = trainer if count in trainer.batches else crowded
         positives = int(owner.segment(count)["positives"])
@@ -109,12 +110,35 @@ def step_cases() -> list[Case]:
     return [*cases, pipeline_case()]
 
 
+def gradient_cases() -> list[Case]:
+    """Gradients of 3x3 kernels of the backbone for one slice: the compiler's, and by products."""
+
+    def by_compiler(x, gradient):
+        def convolved(kernel):
+            return convolution.convolve.fun(x, kernel, 1, 1)
+
+        kernel = jnp.zeros((3, 3, x.shape[-1], gradient.shape[-1]))
+        return jax.linear_transpose(convolved, kernel)(gradient)
+
+    def by_products(x, gradient):
+        return convolution.kernel_gradient(x, gradient, 3, 1, 1)
+
+    cases = []
+    for cells, channels in ((128, 64), (64, 128), (32, 256)):
+        maps = np.random.default_rng(0).standard_normal((2, 1, cells, cells, channels), np.float32)
+        name = f"gradient of a kernel, {channels} channels"
+        cases.append(compiled_case(f"{name}, by the compiler", by_compiler, *maps))
+        cases.append(compiled_case(f"{name}, by products", by_products, *maps))
+    return cases
+
+
 def pipeline_case() -> Case:
     """The input pipeline alone, on prepared phantom slices: one pair of slices a batch."""
     config = paper_config("r18_3")
     folder = tempfile.mkdtemp(prefix="ssm_jax_benchmark_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     config.data.data_dir = folder
+    config.data.prefetch = 1  # its threads would decode on while the next case runs
     config.data.phantom.update(seg_train=24, seg_test=2, cls_train=24, cls_test=3)
     batches = make_train_iterator(open_datasets(config), config)
 
