@@ -159,4 +159,5 @@ def main(flags: Flags) -> None:
 
 
 if __name__ == "__main__":
+    memory.with_huge_pages()  # as `ssm-jax train` does
     common.run("python -m benchmarks.run", __doc__, Flags, main, sys.argv[1:])

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 import ssm_jax
+from ssm_jax import memory
 from ssm_jax.classes import METHOD
 
 COMMANDS = {
@@ -63,6 +64,8 @@ def run(arguments: Sequence[str]) -> None:
 
 def main() -> None:
     """Runs the command that the command line names."""
+    if sys.argv[1:2] == ["train"]:
+        memory.with_huge_pages()
     run(sys.argv[1:])
 
 

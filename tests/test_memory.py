@@ -1,4 +1,4 @@
-"""Freed memory that stays with the process."""
+"""Freed memory that stays with the process, and large arrays in huge pages."""
 
 import os
 import subprocess
@@ -72,3 +72,40 @@ def test_memory_between_arrays_goes_back():
     back, kept = map(int, done.stdout.split())
     assert back > 90
     assert kept == 100 * 2**20
+
+
+ANEW = """
+import os, pathlib, sys
+from ssm_jax import memory
+
+memory.HUGE_PAGES = pathlib.Path(sys.argv[1])
+print(os.getpid(), os.environ.get("GLIBC_TUNABLES", ""), *sys.argv[2:], flush=True)
+memory.with_huge_pages()
+print("on")
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc alone can be asked")
+@pytest.mark.parametrize(
+    ("chosen", "before", "after"),
+    [
+        ("always [madvise] never", "", "glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "a.b=1", "a.b=1:glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.hugetlb=0", None),
+        ("[always] madvise never", "", None),
+        (None, "", None),
+    ],
+)
+def test_a_program_starts_anew_once_for_huge_pages(tmp_path, chosen, before, after):
+    """The same process and arguments, with the environment that glibc reads when it starts."""
+    file = tmp_path / "enabled"
+    if chosen:
+        file.write_text(chosen)
+    command = [sys.executable, "-c", ANEW, str(file), "an argument", "--flag=1"]
+    environment = {**os.environ, "GLIBC_TUNABLES": before}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    output, _ = process.communicate(timeout=60)
+    starts = [before] if after is None else [before, after]
+    lines = [f"{process.pid} {settings} an argument --flag=1" for settings in starts]
+    assert output.splitlines() == [*lines, "on"]
+    assert process.returncode == 0
