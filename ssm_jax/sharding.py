@@ -125,6 +125,19 @@ def per_device(function: Callable, in_specs: Any = SPLIT, out_specs: Any = SPLIT
     return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
+def summed(function: Callable) -> Callable:
+    """A function of whole batches that gives the sum of what each device finds of its part; in a
+    function of `per_device`, what this device finds of its part.
+
+    Args:
+      function: of arrays that are split, returns an array.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.axis_types != (AxisType.Auto,):
+        return function
+    return per_device(lambda *parts: lax.psum(function(*parts), AXIS), out_specs=REPLICATED)
+
+
 def total(tree: T) -> T:
     """The sum over all devices, in a function of `per_device`."""
     return tree if jax.sharding.get_abstract_mesh().empty else lax.psum(tree, AXIS)

@@ -62,10 +62,9 @@ def _backward(stride, padding, residuals, gradient):
 
     def by_products(x, kernel, gradient):
         def of_images(x, gradient):
-            share = kernel_gradient(x, gradient, kernel.shape[0], stride, padding)
-            return sharding.total(share).astype(kernel.dtype)
+            return kernel_gradient(x, gradient, kernel.shape[0], stride, padding)
 
-        of_kernel = sharding.per_device(of_images, out_specs=sharding.REPLICATED)(x, gradient)
+        of_kernel = sharding.summed(of_images)(x, gradient).astype(kernel.dtype)
         if stride > 1:
             (of_x,) = jax.vjp(lambda x: plain(x, kernel), x)[1](gradient)
         else:

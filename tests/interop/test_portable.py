@@ -37,7 +37,6 @@ DRIVER = """
 import runpy, sys
 import numpy as np
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 for name in ("ssm_jax", "flax"):
     sys.modules[name] = None
 script, target, *sys.argv[1:] = sys.argv[1:]

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
+from ssm_jax import sharding
 from ssm_jax.models.convolution import convolve, kernel_gradient
 from ssm_jax.models.resnet import Stem
 from ssm_jax.ops.images import gray_and_inside, normalize
@@ -70,6 +72,18 @@ def test_output_and_gradients(case):
     other = rng.standard_normal(x.shape)
     response = plain(other, kernel, stride, padding)[0]
     np.testing.assert_allclose((of_x * other).sum(), (gradient * response).sum(), rtol=1e-4)
+
+
+def test_the_gradient_of_a_kernel_is_summed_over_devices_once():
+    """Of whole batches; where each device works on its own part, as on masks, by who asked."""
+    mesh = AbstractMesh((2,), (sharding.AXIS,), axis_types=(AxisType.Auto,))
+    of_kernel = jax.grad(lambda kernel, x: convolve(x, kernel, 1, 1).sum())
+    arrays = jnp.ones((3, 3, 8, 4)), jnp.ones((2, 8, 8, 8))
+    specs = (sharding.REPLICATED, sharding.SPLIT)
+    with jax.sharding.use_abstract_mesh(mesh):
+        of_batch = jax.make_jaxpr(of_kernel)(*arrays)
+        of_parts = jax.make_jaxpr(sharding.per_device(of_kernel, specs))(*arrays)
+    assert [str(program).count("psum") for program in (of_batch, of_parts)] == [1, 0]
 
 
 def test_bfloat16_keeps_the_types_of_its_inputs():
