@@ -119,8 +119,7 @@ def per_device(function: Callable, in_specs: Any = SPLIT, out_specs: Any = SPLIT
     Returns:
       The function of whole batches; `function` itself where there is one device.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.axis_types != (AxisType.Auto,):
+    if not _of_whole_batches():
         return function
     return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
@@ -132,10 +131,15 @@ def summed(function: Callable) -> Callable:
     Args:
       function: of arrays that are split, returns an array.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.axis_types != (AxisType.Auto,):
+    if not _of_whole_batches():
         return function
     return per_device(lambda *parts: lax.psum(function(*parts), AXIS), out_specs=REPLICATED)
+
+
+def _of_whole_batches() -> bool:
+    """Whether there are several devices and this is no function of `per_device`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and mesh.axis_types == (AxisType.Auto,)
 
 
 def total(tree: T) -> T:

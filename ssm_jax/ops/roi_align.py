@@ -84,7 +84,7 @@ _pool.defvjp(_pool_forward, _pool_backward)
 
 
 def _for_each_row(columns: Float[Array, "N a c"], bins: int) -> Float[Array, "N {bins} a c"]:
-    """The same matrix for every row of bins."""
+    """Copies of each matrix, one for every row of bins."""
     count, *shape = columns.shape
     return jnp.broadcast_to(columns[:, None], (count, bins, *shape))
 
