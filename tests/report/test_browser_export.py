@@ -152,7 +152,7 @@ def test_the_page_shows_what_the_model_finds(tmp_path):
     (tmp_path / "no.png").write_text("no picture")
     with browsers.launched() as browser:
         page = browsers.opened(browser, path)
-        page.wait_for_function("document.getElementById('state').textContent.includes('ready')")
+        page.wait_for_selector("#state:has-text('ready')")
         page.set_input_files("#file", tmp_path / "slice.png")
         page.wait_for_selector("#lesions:visible")
         told = page.inner_text("#told")
