@@ -63,7 +63,8 @@ def _nms(
     """`nms` that settles `block_size` boxes at a time."""
     count = boxes.shape[0]
     block_size = min(block_size, count)
-    order = jnp.argsort(jnp.where(valid, scores, -jnp.inf), descending=True, stable=True)
+    scores = jnp.where(scores == 0, 0, scores)  # `top_k` ranks -0 below 0, and equals by index
+    _, order = lax.top_k(jnp.where(valid, scores, -jnp.inf), count)
     blocks = -(-count // block_size)
     padding = blocks * block_size - count
     ranked = jnp.pad(boxes[order], ((0, padding), (0, 0)))
