@@ -1,10 +1,11 @@
-"""Convolution whose gradient with respect to the kernel is fast on a CPU.
+"""Convolution that is fast on a CPU, forward and backward.
 
-XLA computes that gradient on a CPU as a convolution with a window as large as the feature map, up
-to three times slower than the same sum as matrix products: one product for each row of the kernel,
-of the gradient of the output with the map shifted to each place of that row. Strips of a few rows
-keep the operands in the cache. Accelerators have their own kernels and take the compiler's
-gradient.
+3x3 convolutions of many channels go by Winograd's algorithm, see `winograd`; all others go forward
+as the compiler has them. It computes the gradient with respect to the kernel as a convolution with
+a window as large as the feature map, up to three times slower than the same sum as matrix products:
+one product for each row of the kernel, of the gradient of the output with the map shifted to each
+place of that row. Strips of a few rows keep the operands in the cache. Accelerators have their own
+kernels and take the compiler's convolutions and gradients.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from jax import lax
 from jaxtyping import Array, Float, Float32
 
 from ssm_jax import sharding
+from ssm_jax.models import winograd
 from ssm_jax.ops import platforms
+
+# Channels, of the input and of the output, from which on Winograd's algorithm takes less time.
+WINOGRAD, WINOGRAD_OF_ONE_MAP = 128, 64
 
 STRIP_ROWS = 16  # output rows of a strip at most
 STRIP_PLACES = 2048  # places that the maps of a strip have together, where it spans several maps
@@ -40,6 +45,16 @@ def convolve(
     Returns:
       Maps of h = (H + 2 padding - k) // stride + 1 rows, w likewise.
     """
+    by_compiler = functools.partial(_by_compiler, stride=stride, padding=padding)
+    channels = WINOGRAD_OF_ONE_MAP if x.shape[0] == 1 else WINOGRAD
+    if not _by_winograd(x, kernel, stride, padding, channels):
+        return by_compiler(x, kernel)
+    specs = (sharding.SPLIT, sharding.REPLICATED)
+    by_points = sharding.per_device(winograd.convolve, specs)
+    return platforms.by_platform(x, kernel, cpu=by_points, default=by_compiler)
+
+
+def _by_compiler(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -49,26 +64,35 @@ def convolve(
     )
 
 
+def _by_winograd(x: Array, kernel: Array, stride: int, padding: int, channels: int) -> bool:
+    """Whether Winograd's algorithm can be used, and takes less time from so many channels on."""
+    size, _, *of_kernel = kernel.shape
+    even = x.shape[1] % 2 == x.shape[2] % 2 == 0
+    fits = (size, stride, padding) == (3, 1, 1) and even and x.dtype == jnp.float32
+    return fits and min(of_kernel) >= channels
+
+
 def _forward(x, kernel, stride, padding):
     return convolve(x, kernel, stride, padding), (x, kernel)
 
 
 def _backward(stride, padding, residuals, gradient):
-    def plain(x, kernel):
-        return convolve.fun(x, kernel, stride, padding)
+    plain = functools.partial(_by_compiler, stride=stride, padding=padding)
 
     def by_compiler(x, kernel, gradient):
         return jax.vjp(plain, x, kernel)[1](gradient)
 
     def by_products(x, kernel, gradient):
         def of_images(x, gradient):
+            if _by_winograd(x, kernel, stride, padding, WINOGRAD):
+                return winograd.kernel_gradient(x, gradient)
             return kernel_gradient(x, gradient, kernel.shape[0], stride, padding)
 
         of_kernel = sharding.summed(of_images)(x, gradient).astype(kernel.dtype)
         if stride > 1:
             (of_x,) = jax.vjp(lambda x: plain(x, kernel), x)[1](gradient)
         else:
-            # The same as above, in the form that a CPU computes fast inside of a loop too.
+            # The same as above, as a convolution that can go by Winograd's algorithm too.
             turned = kernel[::-1, ::-1].swapaxes(2, 3)
             of_x = convolve.fun(gradient, turned, 1, kernel.shape[0] - 1 - padding)
         return of_x, of_kernel

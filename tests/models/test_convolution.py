@@ -1,5 +1,7 @@
 """Convolution and its gradients against plain NumPy; gray slices against three equal channels."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from ssm_jax import sharding
+from ssm_jax.models import winograd
 from ssm_jax.models.convolution import convolve, kernel_gradient
 from ssm_jax.models.resnet import Stem
 from ssm_jax.ops.images import gray_and_inside, normalize
@@ -74,11 +77,66 @@ def test_output_and_gradients(case):
     np.testing.assert_allclose((of_x * other).sum(), (gradient * response).sum(), rtol=1e-4)
 
 
-def test_the_gradient_of_a_kernel_is_summed_over_devices_once():
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 24, 20, 128, 128),  # one map
+        (1, 22, 20, 64, 65),
+        (3, 22, 20, 130, 128),  # maps one after the other
+        (2, 14, 14, 128, 128),  # small maps together
+    ],
+    ids=str,
+)
+def test_winograd(shape):
+    """The bound is twice the largest error of the compiler's convolution and gradients here."""
+    batch, height, width, channels, features = shape
+    rng = np.random.default_rng(0)
+    x, kernel, gradient = arrays = [
+        rng.standard_normal(shape).astype(np.float32)
+        for shape in (
+            (batch, height, width, channels),
+            (3, 3, channels, features),
+            (batch, height, width, features),
+        )
+    ]
+    convolve_3x3 = functools.partial(convolve, stride=1, padding=1)
+    on_device = [jnp.asarray(array) for array in arrays]
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(convolve_3x3)(*on_device[:2]))
+
+    output, pull = jax.vjp(convolve_3x3, *on_device[:2])
+    of_x, of_kernel = pull(on_device[2])
+    expected, patches = plain(np.float64(x), kernel, 1, 1)
+    turned = kernel[::-1, ::-1].swapaxes(2, 3)
+    expected_of_x, _ = plain(np.float64(gradient), turned, 1, 1)
+    expected_of_kernel = np.einsum("bijyxc,bijf->yxcf", patches, gradient, optimize=True)
+    by_points = winograd.kernel_gradient(on_device[0], on_device[2])
+    for ours, exact in (
+        (output, expected),
+        (of_x, expected_of_x),
+        (of_kernel, expected_of_kernel),
+        (by_points, expected_of_kernel),
+    ):
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=2e-6 * np.abs(exact).max())
+
+
+def test_odd_sides_few_channels_and_strides_go_by_the_compiler():
+    for batch, side, features, stride in (
+        (1, 25, 64, 1),
+        (1, 24, 63, 1),
+        (1, 24, 64, 2),
+        (2, 24, 64, 1),
+    ):
+        x, kernel = jnp.ones((batch, side, side, 64)), jnp.ones((3, 3, 64, features))
+        program = jax.make_jaxpr(lambda x, k, s=stride: convolve(x, k, s, 1))(x, kernel)
+        assert "conv_general_dilated" in str(program)
+
+
+@pytest.mark.parametrize("channels", [8, 128])
+def test_the_gradient_of_a_kernel_is_summed_over_devices_once(channels):
     """Of whole batches; where each device works on its own part, as on masks, by who asked."""
     mesh = AbstractMesh((2,), (sharding.AXIS,), axis_types=(AxisType.Auto,))
     of_kernel = jax.grad(lambda kernel, x: convolve(x, kernel, 1, 1).sum())
-    arrays = jnp.ones((3, 3, 8, 4)), jnp.ones((2, 8, 8, 8))
+    arrays = jnp.ones((3, 3, channels, channels)), jnp.ones((2, 8, 8, channels))
     specs = (sharding.REPLICATED, sharding.SPLIT)
     with jax.sharding.use_abstract_mesh(mesh):
         of_batch = jax.make_jaxpr(of_kernel)(*arrays)
