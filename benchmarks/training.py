@@ -10,13 +10,14 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from benchmarks import models
 from benchmarks.timing import UNIT, Case, compiled_case, gemm_case
 from ssm_jax.config import ModelConfig, paper_config
 from ssm_jax.data.batches import make_train_iterator
 from ssm_jax.data.datasets import open_datasets
-from ssm_jax.models import convolution, ssm
+from ssm_jax.models import convolution, ssm, winograd
 from ssm_jax.training.state import state_from_variables
 from ssm_jax.training.steps import make_steps
 
@@ -97,7 +98,7 @@ def step_cases() -> list[Case]:
         models.sizes(1),
         note="the unit",
     )
-    cases = [gemm_case(), extract, *gradient_cases()]
+    cases = [gemm_case(), extract, *convolution_cases()]
     for count in OBJECTS:
         owner = trainer if count in trainer.batches else crowded
         positives = int(owner.segment(count)["positives"])
@@ -110,25 +111,37 @@ def step_cases() -> list[Case]:
     return [*cases, pipeline_case()]
 
 
-def gradient_cases() -> list[Case]:
-    """Gradients of 3x3 kernels of the backbone for one slice: the compiler's, and by products."""
+def convolution_cases() -> list[Case]:
+    """3x3 convolutions of the backbone for one slice, and gradients of their kernels."""
 
-    def by_compiler(x, gradient):
-        def convolved(kernel):
-            return convolution.convolve.fun(x, kernel, 1, 1)
+    def by_compiler(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
 
+    def gradient_by_compiler(x, gradient):
         kernel = jnp.zeros((3, 3, x.shape[-1], gradient.shape[-1]))
-        return jax.linear_transpose(convolved, kernel)(gradient)
+        return jax.linear_transpose(lambda kernel: by_compiler(x, kernel), kernel)(gradient)
 
-    def by_products(x, gradient):
+    def gradient_by_products(x, gradient):
         return convolution.kernel_gradient(x, gradient, 3, 1, 1)
 
+    forward = {"by the compiler": by_compiler, "by Winograd's algorithm": winograd.convolve}
+    backward = {
+        "by the compiler": gradient_by_compiler,
+        "by products": gradient_by_products,
+        "by Winograd's algorithm": winograd.kernel_gradient,
+    }
     cases = []
     for cells, channels in ((128, 64), (64, 128), (32, 256)):
-        maps = np.random.default_rng(0).standard_normal((2, 1, cells, cells, channels), np.float32)
-        name = f"gradient of a kernel, {channels} channels"
-        cases.append(compiled_case(f"{name}, by the compiler", by_compiler, *maps))
-        cases.append(compiled_case(f"{name}, by products", by_products, *maps))
+        rng = np.random.default_rng(0)
+        x, gradient = rng.standard_normal((2, 1, cells, cells, channels), np.float32)
+        kernel = rng.standard_normal((3, 3, channels, channels), np.float32)
+        for what, ways, other in (
+            ("3x3 convolution", forward, kernel),
+            ("gradient of a kernel", backward, gradient),
+        ):
+            for way, run in ways.items():
+                cases.append(compiled_case(f"{what}, {channels} channels, {way}", run, x, other))
     return cases
 
 
