@@ -1,7 +1,7 @@
 """Convolution that is fast on a CPU, forward and backward.
 
 3x3 convolutions of many channels go by Winograd's algorithm, see `winograd`; all others go forward
-as the compiler has them. It computes the gradient with respect to the kernel as a convolution with
+as the compiler has them. XLA computes the gradient with respect to the kernel as a convolution with
 a window as large as the feature map, up to three times slower than the same sum as matrix products:
 one product for each row of the kernel, of the gradient of the output with the map shifted to each
 place of that row. Strips of a few rows keep the operands in the cache. Accelerators have their own

@@ -20,9 +20,9 @@ SMALL = 20 * 20
 
 _KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
 KERNEL = np.kron(_KERNEL, _KERNEL)  # [16 points, 9 places]
+Sums = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 # The four points along an axis are sums of two entries of a tile: places and weights of the first
 # ones, then of the second ones.
-Sums = tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
 INPUTS = ((0, 1, 2, 1), (1, 1, 1, 1)), ((2, 2, 1, 3), (-1, 1, -1, -1))
 GRADIENTS = ((0, 0, 0, 1), (1, 1, 1, -1)), ((1, 1, 1, 0), (0, 1, -1, 0))
 
@@ -48,7 +48,7 @@ def convolve(
         # one thread.
         return lax.optimization_barrier(of_maps(x[None]))[0]
 
-    return of_maps(x) if height * width <= SMALL or x.shape[0] == 1 else lax.map(of_map, x)
+    return of_maps(x) if _together(x) else lax.map(of_map, x)
 
 
 def kernel_gradient(
@@ -69,13 +69,18 @@ def kernel_gradient(
         x, gradient = maps
         return total + lax.optimization_barrier(of_maps(x[None], gradient[None])), None
 
-    batch, height, width, channels = x.shape
-    shape = (16, channels, gradient.shape[-1])
-    if height * width <= SMALL or batch == 1:
+    channels, features = x.shape[-1], gradient.shape[-1]
+    if _together(x):
         total = of_maps(x, gradient)
     else:
-        total = lax.scan(add, jnp.zeros(shape), (x, gradient))[0]
-    return jnp.matmul(KERNEL.T, total.reshape(16, -1)).reshape(3, 3, *shape[1:])
+        total = lax.scan(add, jnp.zeros((16, channels, features)), (x, gradient))[0]
+    return jnp.matmul(KERNEL.T, total.reshape(16, -1)).reshape(3, 3, channels, features)
+
+
+def _together(x: Float32[Array, "B H W C"]) -> bool:
+    """Whether all maps are transformed at once."""
+    batch, height, width, _ = x.shape
+    return height * width <= SMALL or batch == 1
 
 
 def _points(
@@ -93,7 +98,7 @@ def _points(
             inside = (entries >= 0) & (entries < length)
             factors = np.where(inside, np.array(weights, np.float32)[:, None], 0)
             # Entries outside are taken from the border, times zero: sooner than a padded copy.
-            taken = jnp.take(x, entries.clip(0, length - 1), axis, mode="clip")
+            taken = jnp.take(x, entries, axis, mode="clip")
             return taken * factors.reshape(*factors.shape, *after)
 
         first, second = sums

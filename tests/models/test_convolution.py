@@ -92,8 +92,8 @@ def test_winograd(shape):
     batch, height, width, channels, features = shape
     rng = np.random.default_rng(0)
     x, kernel, gradient = arrays = [
-        rng.standard_normal(shape).astype(np.float32)
-        for shape in (
+        rng.standard_normal(sides).astype(np.float32)
+        for sides in (
             (batch, height, width, channels),
             (3, 3, channels, features),
             (batch, height, width, features),
